@@ -1,0 +1,130 @@
+"""What the schedule asks of a runner, and what it gets back, one tick at a time.
+
+A plan may be symbolic (``Step``: "the draft of the newest node, or the correction"), so that a
+runner can decide by itself with ``core.chain`` and run ahead of whoever reads the results.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ppsd_cli.core.events import Span, Ticked
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a token is chosen from logits. Temperature 0 is greedy; the other defaults are off."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Settings of one answer, known to every stage.
+
+    ``feed_limit``: first position that need not be fed, because no token after it is wanted.
+    ``drafting``: false makes every token wait for the full model (AR, the naive split).
+    ``forced_drafts``: guesses by position from the end of the prompt on, which replace the draft
+    head's output (the head still runs): drafts of a chosen quality for measurements and tests.
+    ``keep_logits``: targets and drafts carry their logits.
+    """
+
+    sampling: Sampling
+    drafting: bool
+    feed_limit: int
+    forced_drafts: tuple[int, ...] | None = None
+    prompt_tokens: int = 0
+    keep_logits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Feed one chunk of the prompt. The first (``start`` 0) carries the request."""
+
+    token_ids: tuple[int, ...]
+    start: int
+    last: bool
+    request: Request | None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Feed the next token: the correction if one is due, else the draft of the newest node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bubble:
+    """Feed nothing; the other stages go on."""
+
+
+Plan = Prompt | Step | Bubble
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A prompt chunk or token that entered stage 0. ``token_id`` is None for a chunk."""
+
+    serial: int
+    position: int
+    token_id: int | None
+    tokens: int
+    drafted: bool
+    final: bool
+    """The full model's token after this node is wanted (all but early prompt chunks)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The last stage's answer for one node; ``token_id`` is None for an early prompt chunk."""
+
+    serial: int
+    token_id: int | None
+    spans: tuple[Span, ...]
+    logits: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class TickResult:
+    """One finished tick of stage 0: what arrived at its boundary, and what entered."""
+
+    clock: Ticked
+    target: Target | None
+    entered: Node | None
+    draft_logits: Any = None
+
+
+class Runner(Protocol):
+    """Runs the stages. Plans are answered in the order of their submission."""
+
+    @property
+    def stages(self) -> int:
+        """Number of stages, 1 or more."""
+
+    @property
+    def lookahead(self) -> int:
+        """Plans that may wait unanswered beside the one being collected; 0 = in step."""
+
+    @property
+    def pending(self) -> int:
+        """Plans submitted and not yet collected."""
+
+    def submit(self, plan: Plan) -> None:
+        """Ask for one tick."""
+
+    def collect(self) -> TickResult:
+        """The oldest unanswered tick; raises StageError when a stage has failed."""
+
+    def close(self) -> None:
+        """Release devices and processes. Safe to call twice."""
+
+
+def chunks(token_ids: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    """Cut a prompt into chunks of ``size`` tokens; the last may be shorter.
+
+    The same for every decoder and split, because the width of a matrix decides its rounding.
+    """
+    return [tuple(token_ids[i : i + size]) for i in range(0, len(token_ids), size)]

@@ -1,0 +1,249 @@
+"""Draft heads: what stage 0 guesses with. One class serves every kind.
+
+A head turns the state at the exit layer into draft logits. Kinds: ``raw`` (the model's own final
+norm and LM matrix), ``mlp``, ``block`` (decoder layers) and ``deep`` (the first block also
+attends to deeper states of earlier tokens, arXiv 2605.30852 reports the idea for several depths).
+
+The lagged view. A *tap* ``(depth, lag)`` is the output of the first ``depth`` layers, as seen
+from ``lag`` tokens later: for a query at position p the head reads, at position p - k, the tap of
+lag k, and at lag K - 1 and more always the last tap. By the boundary before the draft for
+position p + 1, position p - k has passed k + 1 stages, so a tap fits a split in which its layer
+lies in stage k or before. The view is a function of the tokens alone, never of what happened to
+have arrived.
+
+Shapes: W rows, H hidden, N query heads, M key/value heads, D head dimension, T slots, K taps,
+V' draft vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ppsd_cli.model.cache import LayerCache, Rows, attend, visible
+from ppsd_cli.model.layers import (
+    LayerWeights,
+    Shape,
+    finish,
+    linear,
+    project,
+    rms_norm,
+    split_heads,
+)
+from ppsd_cli.model.rope import rope_tables
+from ppsd_cli.model.spec import ModelSpec
+from ppsd_cli.model.stage import Output
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """The output of the first ``depth`` layers, seen ``lag`` tokens later."""
+
+    depth: int
+    lag: int
+
+
+@dataclass(frozen=True, slots=True)
+class MlpWeights:
+    """A gated MLP on the exit state, without attention (kind ``mlp``)."""
+
+    norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DeepWeights:
+    """What the first block of a ``deep`` head has beside its layer, for each tap k >= 1.
+
+    ``norms`` [K-1, H], ``kv`` [K-1, H, 2 * M * D] make keys and values of tap k;
+    ``fuse`` [K-1, H, H] adds the normed tap k of position p - k to the state at p.
+    """
+
+    norms: Tensor
+    kv: Tensor
+    fuse: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class HeadWeights:
+    """All tensors of a head. ``blocks`` and ``mlps`` run in order, then ``output``."""
+
+    taps: tuple[Tap, ...]
+    output: Output
+    blocks: tuple[LayerWeights, ...] = ()
+    mlps: tuple[MlpWeights, ...] = ()
+    deep: DeepWeights | None = None
+
+
+class DraftHead:
+    """A head with its caches and its memory of tapped states.
+
+    Tapped states live in rings indexed by position, because a query after a flush needs states
+    that a void query has already used. ``ring`` is their length in positions: at least
+    ``stages`` prompt chunks plus twice the number of stages.
+    """
+
+    def __init__(self, spec: ModelSpec, weights: HeadWeights, *, slots: int, ring: int) -> None:
+        self.weights = weights
+        self._shape = Shape.of(spec)
+        norm = weights.output.norm
+        self._ring = ring
+        self._states = torch.zeros(
+            len(weights.taps), ring, spec.hidden, dtype=norm.dtype, device=norm.device
+        )
+        needed = slots if weights.blocks else 0
+        cos, sin = rope_tables(spec, needed)
+        self._cos = cos.to(norm.device, norm.dtype)
+        self._sin = sin.to(norm.device, norm.dtype)
+        self._caches = [
+            LayerCache(
+                kv_heads=spec.kv_heads,
+                slots=slots,
+                head_dim=spec.head_dim,
+                dtype=norm.dtype,
+                device=norm.device,
+            )
+            for _ in weights.blocks
+        ]
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """What the head reads, by lag."""
+        return self.weights.taps
+
+    @property
+    def token_ids(self) -> Tensor | None:
+        """Full-vocabulary ids [V'] of the draft logits' columns, or None if they are the same."""
+        return self.weights.output.token_ids
+
+    def observe(self, depth: int, start: int, states: Tensor) -> None:
+        """Remember the states [W, H] after ``depth`` layers for positions from ``start`` on."""
+        for index, tap in enumerate(self.taps):
+            if tap.depth == depth:
+                where = torch.arange(start, start + states.shape[0], device=states.device)
+                self._states[index, where % self._ring] = states.to(self._states.device)
+
+    def prefill(self, start: int, count: int) -> None:
+        """Fill the caches for ``count`` prompt positions whose taps have all been observed."""
+        if self.weights.blocks:
+            self._run(start, count)
+
+    def draft_logits(self, position: int) -> Tensor:
+        """Logits [1, V'] of the token after ``position``, the newest one at the exit layer."""
+        return self.weights.output.logits(self._run(position, 1))
+
+    def _run(self, start: int, count: int) -> Tensor:
+        """States [W, H] before the output norm, for ``count`` consecutive positions."""
+        rows = Rows.chain(start, count, self._states.device)
+        hidden = self._tapped(0, rows.positions)
+        for mlp in self.weights.mlps:
+            hidden = gated_mlp(hidden, mlp, self._shape.rms_eps)
+        for index, block in enumerate(self.weights.blocks):
+            lagged = index == 0 and len(self.taps) > 1
+            step = self._lagged_block if lagged else self._block
+            hidden = step(hidden, block, self._caches[index], rows)
+        return hidden
+
+    def _tapped(self, index: int, positions: Tensor) -> Tensor:
+        """States [W, H] of tap ``index`` at its ring's positions (zeros before the start)."""
+        states = self._states[index, positions.clamp(min=0) % self._ring]
+        return torch.where((positions >= 0)[:, None], states, 0) if index else states
+
+    def _tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        positions = positions.clamp(min=0)
+        return self._cos[positions][:, None], self._sin[positions][:, None]
+
+    def _block(self, x: Tensor, w: LayerWeights, cache: LayerCache, rows: Rows) -> Tensor:
+        q, k, v = project(x, w, self._shape, *self._tables(rows.positions))
+        cache.write(k, v, rows.slots)
+        return finish(x, attend(q, cache, rows, visible(rows, None)), w, self._shape)
+
+    def _lagged_block(self, x: Tensor, w: LayerWeights, cache: LayerCache, rows: Rows) -> Tensor:
+        """The first block of a deep head, on the lagged view.
+
+        The cache holds the last tap's keys of every position; the K - 1 newest positions of each
+        row are read from the other taps instead.
+        """
+        deep = self.weights.deep
+        assert deep is not None
+        last = len(self.taps) - 1
+        q, k, v = project(x, w, self._shape, *self._tables(rows.positions))
+        near_k, near_v, hidden = [k], [v], x
+        for index in range(1, last + 1):
+            behind = rows.positions - index
+            state = rms_norm(self._tapped(index, behind), deep.norms[index - 1], self._shape.rms_eps)
+            hidden = hidden + state @ deep.fuse[index - 1]
+            if index < last:
+                k, v = tap_keys(state, index, w, deep, self._shape, self._tables(behind))
+                near_k.append(k)
+                near_v.append(v)
+        self._write_last_tap(w, cache, rows)
+        attended = attend_lagged(
+            q, cache, rows, torch.stack(near_k, dim=1), torch.stack(near_v, dim=1)
+        )
+        return finish(hidden, attended, w, self._shape)
+
+    def _write_last_tap(self, w: LayerWeights, cache: LayerCache, rows: Rows) -> None:
+        """Store the last tap's keys of every position that some row sees at full depth."""
+        deep = self.weights.deep
+        assert deep is not None
+        last = len(self.taps) - 1
+        positions = rows.positions - last
+        positions = positions[positions >= 0]
+        if not len(positions):
+            return
+        state = self._tapped(last, positions)
+        state = rms_norm(state, deep.norms[last - 1], self._shape.rms_eps)
+        k, v = tap_keys(state, last, w, deep, self._shape, self._tables(positions))
+        cache.write(k, v, positions)
+
+
+def gated_mlp(x: Tensor, w: MlpWeights, eps: float) -> Tensor:
+    """x [..., H] plus a gated MLP of its norm."""
+    gate, up = (rms_norm(x, w.norm, eps) @ w.gate_up).chunk(2, dim=-1)
+    return x + (functional.silu(gate) * up) @ w.down
+
+
+def tap_keys(
+    state: Tensor,
+    index: int,
+    w: LayerWeights,
+    deep: DeepWeights,
+    shape: Shape,
+    tables: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Keys and values [..., M, D] of tap ``index`` (1 or more) from its normed state [..., H]."""
+    width = shape.kv_heads * shape.head_dim
+    bias = None if w.qkv_bias is None else w.qkv_bias[-2 * width :]
+    kv = linear(state, deep.kv[index - 1], bias)
+    keys_only = Shape(0, shape.kv_heads, shape.head_dim, shape.rms_eps)
+    _, k, v = split_heads(kv, w, keys_only, *tables)
+    return k, v
+
+
+def attend_lagged(
+    q: Tensor, cache: LayerCache, rows: Rows, near_k: Tensor, near_v: Tensor
+) -> Tensor:
+    """Attention [W, N * D] of q [W, N, D] over the cache up to lag L and ``near`` rows.
+
+    ``near_k``, ``near_v`` [W, L, M, D]: each row's own keys at lags 0 to L - 1 (rows before the
+    start of the text are masked).
+    """
+    w, n, d = q.shape
+    lags, m = near_k.shape[1], near_k.shape[2]
+    grouped = q.reshape(w, m, n // m, d)
+    far = max(rows.length - lags, 0)
+    keys, values = cache.keys[:, :far], cache.values[:, :far]
+    scores_far = torch.einsum("wmgd,mtd->wmgt", grouped, keys)
+    scores_near = torch.einsum("wmgd,wlmd->wmgl", grouped, near_k)
+    slots = torch.arange(far, device=q.device)
+    hide_far = slots[None, :] > rows.positions[:, None] - lags
+    hide_near = torch.arange(lags, device=q.device)[None, :] > rows.positions[:, None]
+    hide = torch.cat([hide_far, hide_near], dim=-1)[:, None, None]
+    scores = torch.cat([scores_far, scores_near], dim=-1) * d**-0.5
+    weights = scores.masked_fill(hide, -torch.inf).softmax(dim=-1)
+    out = torch.einsum("wmgt,mtd->wmgd", weights[..., :far], values)
+    out = out + torch.einsum("wmgl,wlmd->wmgd", weights[..., far:], near_v)
+    return out.reshape(w, n * d)

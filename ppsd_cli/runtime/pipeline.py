@@ -1,0 +1,135 @@
+"""From settings to loaded stages: what each process loads, and the in-process runner."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ppsd_cli.errors import ConfigError
+from ppsd_cli.model.head_files import HeadInfo, check_fit, raw_exit, read_head, read_info
+from ppsd_cli.model.heads import DraftHead, HeadWeights, Tap
+from ppsd_cli.model.load import Loader
+from ppsd_cli.model.spec import ModelSpec
+from ppsd_cli.model.spec_reader import read_spec
+from ppsd_cli.model.stage import Stage, StageRange
+from ppsd_cli.model.weights import Checkpoint
+from ppsd_cli.runtime.front import Front
+from ppsd_cli.runtime.local import LocalLink, LocalRunner
+from ppsd_cli.runtime.worker import StageWorker
+
+RAW_EXIT = "raw"
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineConfig:
+    """Everything that a stage needs to load itself; travels to stage processes as JSON.
+
+    ``split``: layers of each stage. ``devices``: one for each stage. ``slots``: context in
+    tokens. ``chunk``: prompt tokens per prefill tick. ``head``: a folder, ``raw``, or None.
+    ``threads``: torch threads of each stage.
+    """
+
+    folder: str
+    model_hash: str
+    split: tuple[int, ...]
+    devices: tuple[str, ...]
+    dtype: str
+    slots: int
+    chunk: int = 128
+    head: str | None = None
+    draft_vocab: int | None = None
+    threads: int = 1
+
+    @property
+    def stages(self) -> int:
+        """Number of stages."""
+        return len(self.split)
+
+    def part(self, stage: int) -> StageRange:
+        """The layers of one stage."""
+        first = sum(self.split[:stage])
+        return StageRange(first, first + self.split[stage], sum(self.split))
+
+    def to_json(self) -> str:
+        """For another process."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "PipelineConfig":
+        """The inverse of ``to_json``."""
+        data = json.loads(text)
+        config = cls(**data)
+        return replace(config, split=tuple(config.split), devices=tuple(config.devices))
+
+
+def head_taps(config: PipelineConfig) -> tuple[Tap, ...]:
+    """What the draft head reads; nothing without a head."""
+    if config.head is None:
+        return ()
+    if config.head == RAW_EXIT:
+        return (Tap(config.split[0], 0),)
+    return read_info(Path(config.head)).taps
+
+
+def tap_depths(config: PipelineConfig, stage: int) -> frozenset[int]:
+    """Depths whose states this stage keeps for the head."""
+    part = config.part(stage)
+    return frozenset(t.depth for t in head_taps(config) if part.first < t.depth <= part.last)
+
+
+def returning_stages(config: PipelineConfig) -> tuple[int, ...]:
+    """Stages after 0 that send something to stage 0: those with taps, and the last."""
+    last = config.stages - 1
+    return tuple(s for s in range(1, config.stages) if s == last or tap_depths(config, s))
+
+
+def load_worker(config: PipelineConfig, stage: int) -> StageWorker:
+    """One stage with its weights and caches."""
+    loader = _loader(config, stage)
+    loaded = Stage.load(loader, config.part(stage), slots=config.slots)
+    loaded.tap_depths = tap_depths(config, stage)
+    return StageWorker(stage, loaded)
+
+
+def load_head(config: PipelineConfig, first: Stage) -> DraftHead | None:
+    """The draft head, beside the first stage, whose embeddings it shares where they are tied."""
+    if config.head is None:
+        return None
+    loader = _loader(config, 0)
+    matrix = first.output.lm_matrix if first.output is not None else None
+    if matrix is None:
+        matrix = first.embedding if loader.spec.tied else loader.lm_matrix()
+    assert matrix is not None
+    weights = _head_weights(config, loader, matrix)
+    ring = (config.stages + 1) * config.chunk + 2 * config.stages
+    return DraftHead(loader.spec, weights, slots=config.slots, ring=ring)
+
+
+def local_runner(config: PipelineConfig) -> LocalRunner:
+    """All stages in this process."""
+    if config.dtype not in ("float32", "bfloat16", "float16"):
+        raise ConfigError(f"--dtype {config.dtype}: choose float32, bfloat16 or float16")
+    workers = [load_worker(config, s) for s in range(config.stages)]
+    head = load_head(config, workers[0].stage)
+    front = Front(workers[0], head, LocalLink(workers[1:]), returning=returning_stages(config))
+    return LocalRunner(front, stages=config.stages)
+
+
+def _head_weights(config: PipelineConfig, loader: Loader, matrix: torch.Tensor) -> HeadWeights:
+    spec = loader.spec
+    if config.head == RAW_EXIT:
+        return raw_exit(loader, config.split[0], matrix, columns=config.draft_vocab)
+    assert config.head is not None
+    folder = Path(config.head)
+    info: HeadInfo = read_info(folder)
+    check_fit(info, model_hash=config.model_hash, hidden=spec.hidden, split=config.split)
+    return read_head(folder, info, loader, matrix)
+
+
+def _loader(config: PipelineConfig, stage: int) -> Loader:
+    folder = Path(config.folder)
+    spec: ModelSpec = read_spec(folder)
+    return Loader(
+        Checkpoint(folder), spec, getattr(torch, config.dtype), torch.device(config.devices[stage])
+    )
