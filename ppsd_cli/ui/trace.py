@@ -1,0 +1,180 @@
+"""Chrome trace of a run: opens in Perfetto and in ``chrome://tracing``."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ppsd_cli.core.events import Committed, Entered, Event, Flushed, Ticked, Verified
+from ppsd_cli.errors import AssetError
+
+_PID = 1
+TraceEvent = dict[str, Any]
+
+
+def check_writable(path: Path) -> None:
+    """Raise ``AssetError`` unless a file can be written at ``path``; an old file is left alone."""
+    if path.is_dir():
+        raise AssetError(f"cannot write {path}: it is a folder; name a file")
+    if not path.parent.is_dir():
+        raise AssetError(f"cannot write {path}: folder {path.parent} does not exist")
+    try:
+        if _replaceable(path):
+            with tempfile.TemporaryFile(dir=path.resolve().parent):
+                pass
+        elif not os.access(path, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise AssetError(f"cannot write {path}: {error.strerror}") from error
+
+
+class TraceWriter:
+    """Collects the events of a run and writes them as a JSON array of trace events.
+
+    One thread a stage with what it did for each node, and one for what stage 0 does around its
+    layers (waiting, drafting). Times are microseconds since the first of the run.
+    """
+
+    def __init__(self, stages: int) -> None:
+        self._stages = stages
+        self._entered: dict[int, Entered] = {}
+        self._verified: list[Verified] = []
+        self._committed: list[Committed] = []
+        self._flushed: list[Flushed] = []
+        self._ticked: dict[int, Ticked] = {}
+        self._void: set[int] = set()
+
+    def add(self, event: Event) -> None:
+        """Take one event."""
+        match event:
+            case Entered():
+                self._entered[event.serial] = event
+            case Verified():
+                self._verified.append(event)
+                if not event.live:
+                    self._void.add(event.serial)
+            case Flushed():
+                self._flushed.append(event)
+                self._void.update(event.void)
+            case Committed():
+                self._committed.append(event)
+            case Ticked():
+                self._ticked[event.tick] = event
+
+    def events(self) -> list[TraceEvent]:
+        """Return the trace events so far, names of threads first, then in order of time."""
+        timed = [*self._nodes(), *self._parts(), *self._instants()]
+        zero = min((each["ts"] for each in timed), default=0.0)
+        for each in timed:
+            each["ts"] = round(each["ts"] - zero, 3)
+        return [*self._names(), *sorted(timed, key=lambda each: each["ts"])]
+
+    def write(self, path: Path) -> None:
+        """Write the trace; the file is complete or, after an error, as it was before."""
+        _write_atomically(path, json.dumps(self.events(), separators=(",", ":")) + "\n")
+
+    def _names(self) -> Iterator[TraceEvent]:
+        yield {"ph": "M", "pid": _PID, "name": "process_name", "args": {"name": "ppsd"}}
+        names = [f"stage {stage}" for stage in range(self._stages)] + ["stage 0: wait and draft"]
+        for tid, name in enumerate(names):
+            at = {"ph": "M", "pid": _PID, "tid": tid}
+            yield {**at, "name": "thread_name", "args": {"name": name}}
+            yield {**at, "name": "thread_sort_index", "args": {"sort_index": tid}}
+
+    def _nodes(self) -> Iterator[TraceEvent]:
+        for verified in self._verified:
+            node = self._entered.get(verified.serial)
+            if node is None:
+                continue
+            args = {
+                "serial": node.serial,
+                "position": node.position,
+                "token": node.token_id,
+                "tokens": node.tokens,
+                "drafted": node.drafted,
+                "state": "void" if node.serial in self._void else "live",
+            }
+            prompt = node.token_id is None
+            name = f"prompt {node.position}" if prompt else f"position {node.position}"
+            for span in verified.spans:
+                color = "terrible" if node.serial in self._void else "good"
+                yield _slice(name, span.stage, (span.begin, span.end)) | {
+                    "cname": color,
+                    "args": args,
+                }
+
+    def _parts(self) -> Iterator[TraceEvent]:
+        for tick in self._ticked.values():
+            args = {"args": {"tick": tick.tick}}
+            yield _slice("wait", self._stages, (tick.begin, tick.received)) | args
+            yield _slice("draft", self._stages, (tick.received, tick.drafted)) | args
+
+    def _instants(self) -> Iterator[TraceEvent]:
+        for commit in self._committed:
+            args: TraceEvent = {
+                "position": commit.position,
+                "token": commit.token_id,
+                "outcome": commit.outcome.value,
+                "draft": commit.draft_id,
+            }
+            yield from self._instant("commit", commit.tick, args)
+        for flush in self._flushed:
+            args = {"position": flush.position, "void": list(flush.void)}
+            yield from self._instant("flush", flush.tick, args)
+
+    def _instant(self, name: str, boundary: int, args: TraceEvent) -> Iterator[TraceEvent]:
+        """Mark a boundary, at the time when stage 0 had its results; nothing if that is unknown."""
+        after, before = self._ticked.get(boundary), self._ticked.get(boundary - 1)
+        if after is None and before is None:
+            return
+        seconds = after.received if after is not None else before.end if before else 0.0
+        scope = "p" if name == "flush" else "t"
+        at = {"ph": "i", "s": scope, "pid": _PID, "tid": 0, "ts": seconds * 1e6}
+        yield {"name": name, **at, "args": {"tick": boundary, **args}}
+
+
+def _slice(name: str, tid: int, seconds: tuple[float, float]) -> TraceEvent:
+    begin, end = seconds
+    duration = round(max(end - begin, 0.0) * 1e6, 3)
+    return {"name": name, "ph": "X", "pid": _PID, "tid": tid, "ts": begin * 1e6, "dur": duration}
+
+
+def _replaceable(path: Path) -> bool:
+    """Whether ``path`` is an ordinary file or free; a device or pipe is written in place."""
+    return path.is_file() or not path.exists()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write beside the target, then rename; raise ``AssetError`` when that fails."""
+    temporary: str | None = None
+    try:
+        if not _replaceable(path):
+            path.write_text(text, encoding="utf-8")
+            return
+        target = path.resolve()
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, _mode(target))
+        os.replace(temporary, target)
+        temporary = None
+    except OSError as error:
+        raise AssetError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def _mode(target: Path) -> int:
+    """Permissions for the new file: those of the old one, else what the umask leaves."""
+    with contextlib.suppress(FileNotFoundError):
+        return target.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
