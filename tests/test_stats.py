@@ -3,7 +3,16 @@
 import pytest
 from ui_chain import ANSWER, TICK, Chain
 
-from ppsd_cli.core.events import Committed, Event, Finished, FinishReason, Outcome, Ticked
+from ppsd_cli.core.events import (
+    Committed,
+    Event,
+    Finished,
+    FinishReason,
+    Outcome,
+    Span,
+    Ticked,
+    Verified,
+)
 from ppsd_cli.core.stats import RunStats, StatsBuilder
 
 
@@ -107,6 +116,14 @@ def test_later_events_do_not_count() -> None:
     for event in late:
         builder.add(event)
     assert builder.snapshot().tokens == 0
+
+
+def test_leftovers_of_an_earlier_answer_do_not_count() -> None:
+    builder = StatsBuilder(3)
+    builder.add(Verified(0, 900, 1, False, tuple(Span(s, 0.0, 99.0) for s in range(3))))
+    for event in Chain().events():
+        builder.add(event)
+    assert builder.snapshot() == stats_of(Chain())
 
 
 def test_progress_agrees_with_the_snapshot_at_any_time() -> None:

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from ui_chain import ANSWER, LAYERS, TICK, WORDS, Chain, with_text
 
-from ppsd_cli.core.events import Committed, Event, Finished, FinishReason, Outcome, Ticked
+from ppsd_cli.core.events import Committed, Event, Finished, FinishReason, Outcome, Ticked, Verified
 from ppsd_cli.ui.grid import ASCII, Grid
 from ppsd_cli.ui.live import LiveView, PlainLines
 from ppsd_cli.ui.picture import timeline_svg
@@ -208,6 +208,18 @@ def test_useful_turns_void() -> None:
     assert len(before) == len(after)
     assert before.count("x") == 0
     assert after.count("x") == 2
+
+
+def test_leftovers_and_the_time_after_the_end_are_not_drawn() -> None:
+    clean, noisy = Grid(LAYERS), Grid(LAYERS)
+    events = list(Chain().events())
+    last = events[-1].tick
+    noisy.add(Verified(0, 900, 1, False, ()))
+    for event in events:
+        clean.add(event)
+        noisy.add(event)
+    noisy.add(Ticked(last, 0.0, 0.0, 0.0, 0.0))
+    assert noisy.rows(80) == clean.rows(80)
 
 
 def test_window_scrolls_and_memory_stays_bounded() -> None:

@@ -29,9 +29,12 @@ class Occupancy:
         self._serials: dict[int, list[int]] = {}
         self._state: dict[int, Cell] = {}
         self._pending: set[int] = set()
+        self._finished = False
 
     def add(self, event: Event) -> None:
-        """Take one event; those of unknown nodes (leftovers of an earlier prompt) do not matter."""
+        """Take one event; leftovers of an earlier answer and what follows the end do not count."""
+        if self._finished:
+            return
         match event:
             case Entered():
                 self._enter(event)
@@ -49,6 +52,7 @@ class Occupancy:
                 self._reach(event.tick - 1)
                 self._make_void(tuple(self._pending))
                 self._pending.clear()
+                self._finished = True
             case Ticked():
                 self._reach(event.tick)
 
@@ -68,14 +72,14 @@ class Occupancy:
                 self._pending.discard(serial)
 
     def _enter(self, event: Entered) -> None:
+        if self.first_tick is None:
+            self.first_tick = event.tick
         self._reach(event.tick)
         self._serials.setdefault(event.tick, []).append(event.serial)
         self._state[event.serial] = Cell.PROMPT if event.token_id is None else Cell.USEFUL
         self._pending.add(event.serial)
 
     def _reach(self, tick: int) -> None:
-        if self.first_tick is None:
-            self.first_tick = max(tick, 0)
         self.last_tick = max(self.last_tick, tick)
 
     def _make_void(self, serials: Sequence[int]) -> None:

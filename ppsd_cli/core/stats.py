@@ -116,7 +116,7 @@ class StatsBuilder:
         self._runs: Counter[int] = Counter()
         self._run = 0
         self._drafted: set[int] = set()
-        self._chunks: set[int] = set()
+        self._token_nodes: set[int] = set()
         self._void_drafts: set[int] = set()
         self._flushes = 0
         self._first_enter: int | None = None
@@ -181,16 +181,17 @@ class StatsBuilder:
         if self._first_enter is None:
             self._first_enter = self._last_chunk = event.tick
         if event.token_id is None:
-            self._chunks.add(event.serial)
             if self._last_commit is None:
                 self._last_chunk = event.tick
-        elif event.drafted:
+            return
+        self._token_nodes.add(event.serial)
+        if event.drafted:
             self._drafted.add(event.serial)
 
     def _verify(self, event: Verified) -> None:
         if not event.live and event.serial in self._drafted:
             self._void_drafts.add(event.serial)
-        if event.serial not in self._chunks:
+        if event.serial in self._token_nodes:
             for span in event.spans:
                 self._spans[span.stage].append(span.end - span.begin)
 
