@@ -81,9 +81,7 @@ class Schedule:
         yield Verified(tick, target.serial, target.token_id, live, target.spans)
         if verdict is None:
             return
-        yield Committed(
-            tick, verdict.position, verdict.token_id, verdict.outcome, verdict.draft_id
-        )
+        yield Committed(tick, verdict.position, verdict.token_id, verdict.outcome, verdict.draft_id)
         if verdict.void:
             yield Flushed(tick, verdict.position, tuple(n.serial for n in verdict.void))
         reason = self._ending(verdict)

@@ -74,9 +74,7 @@ def visible(rows: Rows, window: int | None) -> tuple[int, Tensor | None]:
     return first, mask
 
 
-def attend(
-    q: Tensor, cache: LayerCache, rows: Rows, view: tuple[int, Tensor | None]
-) -> Tensor:
+def attend(q: Tensor, cache: LayerCache, rows: Rows, view: tuple[int, Tensor | None]) -> Tensor:
     """Attention of q [W, N, D] over the visible slots of the cache: [W, N * D].
 
     The G query heads of a group become G * W query rows, so that grouped queries with a mask

@@ -137,9 +137,7 @@ def read_head(folder: Path, info: HeadInfo, loader: Loader, lm_matrix: Tensor) -
     return HeadWeights(info.taps, output, blocks, mlps, deep)
 
 
-def reduce_output(
-    norm: Tensor, lm_matrix: Tensor, eps: float, token_ids: Tensor | None
-) -> Output:
+def reduce_output(norm: Tensor, lm_matrix: Tensor, eps: float, token_ids: Tensor | None) -> Output:
     """A head's output: the LM matrix [H, V] itself, or a copy of its columns ``token_ids``."""
     if token_ids is None:
         return Output(norm, lm_matrix, eps)
@@ -178,7 +176,9 @@ def write_head(folder: Path, info: HeadInfo, weights: HeadWeights) -> None:
     replace_bytes(folder / "head.json", (json.dumps(description, indent=2) + "\n").encode())
 
 
-def raw_exit(loader: Loader, exit_layer: int, lm_matrix: Tensor, *, columns: int | None) -> HeadWeights:
+def raw_exit(
+    loader: Loader, exit_layer: int, lm_matrix: Tensor, *, columns: int | None
+) -> HeadWeights:
     """The model's own final norm and LM matrix as a head, or its first ``columns`` tokens.
 
     A byte-pair vocabulary lists its tokens in the order in which they were merged, so the first

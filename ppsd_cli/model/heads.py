@@ -173,7 +173,9 @@ class DraftHead:
         near_k, near_v, hidden = [k], [v], x
         for index in range(1, last + 1):
             behind = rows.positions - index
-            state = rms_norm(self._tapped(index, behind), deep.norms[index - 1], self._shape.rms_eps)
+            state = rms_norm(
+                self._tapped(index, behind), deep.norms[index - 1], self._shape.rms_eps
+            )
             hidden = hidden + state @ deep.fuse[index - 1]
             if index < last:
                 k, v = tap_keys(state, index, w, deep, self._shape, self._tables(behind))

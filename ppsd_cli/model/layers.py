@@ -107,7 +107,7 @@ def finish(x: Tensor, attended: Tensor, w: LayerWeights, shape: Shape) -> Tensor
     ``x`` [..., H] is the layer's input, ``attended`` [..., N * D] what attention gave.
     """
     x = x + linear(attended, w.output, w.output_bias)
-    gate, up = linear(
-        rms_norm(x, w.mlp_norm, shape.rms_eps), w.gate_up, w.gate_up_bias
-    ).chunk(2, dim=-1)
+    gate, up = linear(rms_norm(x, w.mlp_norm, shape.rms_eps), w.gate_up, w.gate_up_bias).chunk(
+        2, dim=-1
+    )
     return x + linear(functional.silu(gate) * up, w.down, w.down_bias)

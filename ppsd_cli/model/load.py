@@ -37,7 +37,9 @@ class Loader:
             down=self._matrix([(mlp + "down_proj.weight", (h, f))]),
             qkv_bias=self._bias([(f"{attention}{x}_proj.bias", o) for x, o in qkv], spec.qkv_bias),
             output_bias=self._bias([(attention + "o_proj.bias", h)], spec.output_bias),
-            gate_up_bias=self._bias([(f"{mlp}{x}_proj.bias", o) for x, o in gate_up], spec.mlp_bias),
+            gate_up_bias=self._bias(
+                [(f"{mlp}{x}_proj.bias", o) for x, o in gate_up], spec.mlp_bias
+            ),
             down_bias=self._bias([(mlp + "down_proj.bias", h)], spec.mlp_bias),
             q_norm=self._norm(attention + "q_norm.weight"),
             k_norm=self._norm(attention + "k_norm.weight"),

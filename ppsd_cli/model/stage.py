@@ -92,9 +92,7 @@ class Stage:
             matrix = loader.lm_matrix() if shared is None else shared
             output = Output(loader.final_norm(), matrix, loader.spec.rms_eps)
         weights = [loader.layer(i) for i in range(part.first, part.last)]
-        return cls(
-            loader.spec, part, weights, slots=slots, embedding=embedding, output=output
-        )
+        return cls(loader.spec, part, weights, slots=slots, embedding=embedding, output=output)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Hidden states [W, H] of token ids [W]."""
@@ -134,5 +132,3 @@ class Stage:
 
     def _windows(self) -> tuple[int | None, ...]:
         return self.spec.windows[self.part.first : self.part.last]
-
-

@@ -35,9 +35,7 @@ class StageWorker:
             token_id, logits = self._target(hidden[-1:], frame.position + count)
         spans = (*frame.spans, Span(self.index, begin, perf_counter()))
         ahead = Frame(frame.serial, frame.position, frame.final, hidden, spans, frame.request)
-        back = Return(
-            self.index, frame.serial, frame.position, taps, token_id, spans, logits
-        )
+        back = Return(self.index, frame.serial, frame.position, taps, token_id, spans, logits)
         return ahead, back
 
     def _target(self, hidden: torch.Tensor, position: int) -> tuple[int, torch.Tensor | None]:

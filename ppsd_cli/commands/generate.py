@@ -1,0 +1,131 @@
+"""``ppsd generate``: answer one prompt."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppsd_cli.commands import options
+
+_PROMPT, _OUTPUT = "Prompt", "Output"
+
+
+def generate(  # noqa: PLR0913 (one parameter a flag)
+    model: options.Model = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", "-p", rich_help_panel=_PROMPT, help="The prompt; - is stdin."),
+    ] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option("--prompt-file", "-f", rich_help_panel=_PROMPT, help="UTF-8 text."),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(rich_help_panel=_PROMPT, help="System message of the chat.")
+    ] = None,
+    no_chat_template: Annotated[
+        bool,
+        typer.Option("--no-chat-template", rich_help_panel=_PROMPT, help="Continue the bare text."),
+    ] = False,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option("--max-new-tokens", "-n", rich_help_panel=_PROMPT, help="Default: 512."),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(rich_help_panel=_PROMPT, help="End before this text (repeatable)."),
+    ] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", rich_help_panel=_PROMPT, help="Go on after the end.")
+    ] = False,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    seed: options.Seed = 0,
+    decoder: options.Decoder = None,
+    exit_layer: options.ExitLayer = None,
+    stages: options.Stages = None,
+    split: options.Split = None,
+    devices: options.Devices = None,
+    head: options.Head = None,
+    draft_vocab: options.DraftVocab = None,
+    threads: options.Threads = None,
+    port: options.Port = None,
+    profile: options.ProfileName = None,
+    revision: options.Revision = None,
+    dtype: options.Dtype = None,
+    context: options.Context = None,
+    offline: options.Offline = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", rich_help_panel=_OUTPUT, help="One JSON object on stdout.")
+    ] = False,
+    timeline: Annotated[
+        bool | None,
+        typer.Option(
+            "--timeline/--no-timeline",
+            rich_help_panel=_OUTPUT,
+            help="Stages by ticks as they run. Default: on a terminal.",
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=_OUTPUT, help="Write a Chrome trace (opens in Perfetto)."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", rich_help_panel=_OUTPUT, help="Write the answer to a file."),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", rich_help_panel=_OUTPUT, help="Only the answer.")
+    ] = False,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", rich_help_panel=_OUTPUT, help="Pass control characters through."),
+    ] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Answer one prompt: exactly the model's own tokens, from all stages at once."""
+    del debug  # read by cli.main
+    from ppsd_cli.commands.answer import AnswerOptions, run_generate
+    from ppsd_cli.commands.prompts import PromptSource
+    from ppsd_cli.commands.session import ModelChoice
+    from ppsd_cli.config import Settings, parse_devices, parse_split
+
+    flags = Settings(
+        decoder=decoder,
+        exit_layer=exit_layer,
+        stages=stages,
+        split=None if split is None else parse_split(split),
+        devices=None if devices is None else parse_devices(devices),
+        head=head,
+        draft_vocab=draft_vocab,
+        dtype=dtype,
+        context=context,
+        threads=threads,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+    )
+    code = run_generate(
+        ModelChoice(model, profile, revision, offline),
+        flags,
+        PromptSource(prompt, prompt_file, system, not no_chat_template),
+        AnswerOptions(
+            seed=seed,
+            stops=tuple(stop or ()),
+            ignore_eos=ignore_eos,
+            json=json_output,
+            timeline=timeline,
+            trace=trace,
+            output=output,
+            quiet=quiet,
+            raw=raw,
+            port=port,
+        ),
+    )
+    if code:
+        sys.exit(code)

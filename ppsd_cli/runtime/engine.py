@@ -1,0 +1,126 @@
+"""The engine that commands use: a runner for the chosen stages, and answers from it."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from ppsd_cli.core.decode import decode
+from ppsd_cli.core.events import Event
+from ppsd_cli.core.plan import Request, Runner, Sampling
+from ppsd_cli.core.schedule import Limits, Schedule
+from ppsd_cli.errors import ConfigError, ResourceError
+from ppsd_cli.runtime.pipeline import PipelineConfig, local_runner
+from ppsd_cli.runtime.processes import spawn_runner
+from ppsd_cli.runtime.torchrun import is_torchrun, joined_runner
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """How an answer is drafted: not at all, by the head, or by given tokens (for measurements)."""
+
+    on: bool
+    forced: tuple[int, ...] | None = None
+    keep_logits: bool = False
+
+
+class Engine:
+    """Loaded stages that answer prompts one after another. Close it, or use ``with``."""
+
+    def __init__(self, config: PipelineConfig, runner: Runner) -> None:
+        self.config, self.runner = config, runner
+
+    def answer(
+        self, prompt: tuple[int, ...], *, sampling: Sampling, limits: Limits, drafting: Drafting
+    ) -> Iterator[Event]:
+        """Events of one answer. Closing the iterator ends it early."""
+        request = Request(
+            sampling=sampling,
+            drafting=drafting.on,
+            feed_limit=limits.feed_limit(len(prompt)),
+            forced_drafts=drafting.forced,
+            prompt_tokens=len(prompt),
+            keep_logits=drafting.keep_logits,
+        )
+        schedule = Schedule(
+            prompt,
+            stages=self.runner.stages,
+            chunk=self.config.chunk,
+            request=request,
+            limits=limits,
+        )
+        return decode(self.runner, schedule)
+
+    def close(self) -> None:
+        """Release devices and processes."""
+        self.runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_engine(config: PipelineConfig, *, processes: bool, port: int | None = None) -> Engine:
+    """Load the stages: joined under torchrun, one process each, or all in this process."""
+    if is_torchrun():
+        return Engine(config, joined_runner(config))
+    if processes:
+        return Engine(config, spawn_runner(config, port=port))
+    torch.set_num_threads(config.threads)
+    return Engine(config, local_runner(config))
+
+
+def choose_devices(asked: tuple[str, ...] | None, *, stages: int) -> tuple[tuple[str, ...], bool]:
+    """A device for each stage, and whether each stage gets a process.
+
+    One name serves all stages in this process. Without a choice: the first GPU; without a GPU a
+    process for each stage where there is more than one.
+    """
+    if asked is None:
+        if torch.cuda.is_available():
+            return ("cuda:0",) * stages, False
+        return ("cpu",) * stages, stages > 1
+    for device in asked:
+        _check_device(device)
+    if len(asked) == 1:
+        return asked * stages, False
+    if len(asked) != stages:
+        raise ConfigError(
+            f"--devices names {len(asked)} devices for {stages} stages; "
+            "name one for all, or one for each stage"
+        )
+    return asked, asked[0] == "cpu"
+
+
+def default_threads(stages: int) -> int:
+    """Threads of each stage: an equal share of the cores, for one stage that of two.
+
+    The thread count decides rounding, so plain decoding takes what a two-stage pipeline would.
+    """
+    return max(1, len(os.sched_getaffinity(0)) // max(stages, 2))
+
+
+def choose_dtype(asked: str | None, devices: tuple[str, ...]) -> str:
+    """The number format: bfloat16 on a GPU, float32 on a CPU, unless asked otherwise."""
+    if asked not in (None, "auto"):
+        return str(asked)
+    return "bfloat16" if devices[0].startswith("cuda") else "float32"
+
+
+def _check_device(device: str) -> None:
+    if device == "cpu":
+        return
+    count = torch.cuda.device_count()
+    index = int(device.partition(":")[2] or 0)
+    if index >= count:
+        raise ResourceError(f"--devices {device}: this machine has {count} CUDA devices")
