@@ -1,3 +1,3 @@
-"""Pipeline-parallel self-speculative decoding: one stream, several devices, the model's own tokens."""
+"""Pipeline-parallel self-speculative decoding: one stream, several devices, exact tokens."""
 
 __version__ = "0.1.0"
