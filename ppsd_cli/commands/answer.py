@@ -20,7 +20,7 @@ from ppsd_cli.core.events import Committed, Event, Finished, FinishReason
 from ppsd_cli.core.plan import Sampling
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.core.stats import RunStats, StatsBuilder
-from ppsd_cli.errors import AssetError, ConfigError, PpsdError, StageError
+from ppsd_cli.errors import ConfigError, PpsdError
 from ppsd_cli.files import replace_bytes
 from ppsd_cli.runtime.engine import Drafting, Engine
 from ppsd_cli.runtime.torchrun import is_torchrun, serve_if_worker
@@ -296,6 +296,9 @@ def _check_outputs(options: AnswerOptions) -> None:
 
 def _teller(options: AnswerOptions) -> Callable[[str], None]:
     """Notes and progress on stderr, unless quiet."""
-    if options.quiet:
-        return lambda _: None
-    return lambda line: sys.stderr.write(f"ppsd: {line}\n") and None
+
+    def say(line: str) -> None:
+        if not options.quiet:
+            sys.stderr.write(f"ppsd: {line}\n")
+
+    return say

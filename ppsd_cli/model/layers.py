@@ -42,8 +42,7 @@ class LayerWeights:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "LayerWeights":
         """The same layer with ``function`` applied to every tensor."""
-        pairs = {f.name: getattr(self, f.name) for f in fields(self)}
-        return LayerWeights(**{k: None if v is None else function(v) for k, v in pairs.items()})
+        return LayerWeights(**{name: function(t) for name, t in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors by field name, without those that are absent."""
@@ -92,7 +91,7 @@ def split_heads(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cut [..., (N + 2M) * D] into normalised, rotated queries and keys, and values."""
     n, m = shape.heads, shape.kv_heads
-    qkv = qkv.unflatten(-1, (n + 2 * m, shape.head_dim))
+    qkv = qkv.view(*qkv.shape[:-1], n + 2 * m, shape.head_dim)
     if w.q_norm is None or w.k_norm is None:
         rotated = rotate(qkv[..., : n + m, :], cos, sin)
         return rotated[..., :n, :], rotated[..., n:, :], qkv[..., n + m :, :]
