@@ -23,7 +23,7 @@ from ppsd_cli.core.stats import RunStats, StatsBuilder
 from ppsd_cli.errors import ConfigError, PpsdError
 from ppsd_cli.files import replace_bytes
 from ppsd_cli.runtime.engine import Drafting, Engine
-from ppsd_cli.runtime.torchrun import is_torchrun, serve_if_worker
+from ppsd_cli.runtime.torchrun import is_torchrun, is_worker, join_warnings, serve_worker
 from ppsd_cli.ui.live import LiveView, PlainLines
 from ppsd_cli.ui.summary import final_line
 from ppsd_cli.ui.text import TextStream, escape_controls
@@ -109,13 +109,12 @@ def _run(
     options: AnswerOptions,
     say: Callable[[str], None],
 ) -> int:
-    worker = is_torchrun() and serve_if_worker.is_worker()
-    prompt = "" if worker else read_prompt(source)
+    prompt = "" if is_worker() else read_prompt(source)
     plan = make_plan(choice, flags, say)
-    if worker:
-        serve_if_worker(plan.config)
+    if is_worker():
+        serve_worker(plan.config)
         return 0
-    for note in plan.notes:
+    for note in (*plan.notes, *(join_warnings() if is_torchrun() else ())):
         say(note)
     loading = start_engine(plan, options.port)
     try:

@@ -37,6 +37,7 @@ class Engine:
         self, prompt: tuple[int, ...], *, sampling: Sampling, limits: Limits, drafting: Drafting
     ) -> Iterator[Event]:
         """Events of one answer. Closing the iterator ends it early."""
+        torch.set_num_threads(self.config.threads)  # torch keeps it per calling thread
         request = Request(
             sampling=sampling,
             drafting=drafting.on,
@@ -76,7 +77,6 @@ def open_engine(config: PipelineConfig, *, processes: bool, port: int | None = N
         return Engine(config, joined_runner(config))
     if processes:
         return Engine(config, spawn_runner(config, port=port))
-    torch.set_num_threads(config.threads)
     return Engine(config, local_runner(config))
 
 
