@@ -1,0 +1,194 @@
+"""Frames and returns as byte messages of announced sizes, without pickling.
+
+Every node is one *small* message of a fixed size: a header and one row. More rows (a prompt
+chunk), logits and a request follow in further messages, whose sizes the header tells. A decode
+step is therefore a single message that the receiver can wait for beforehand.
+
+Shapes: W rows, H hidden, K taps of one stage, V vocabulary. Tensors on the wire are uint8 [bytes].
+"""
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from ppsd_cli.core.events import Span
+from ppsd_cli.core.plan import Request, Sampling
+from ppsd_cli.runtime.frames import Frame, Return
+
+_NODE, _STOP = 0, 1
+_NONE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class RowFormat:
+    """What one row of hidden states looks like, and how many stages stamp their times."""
+
+    hidden: int
+    dtype: torch.dtype
+    stages: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of one tensor."""
+        return self.hidden * self.dtype.itemsize
+
+
+class FrameCodec:
+    """Frames [W, H] on their way to the next stage; None stands for "stop"."""
+
+    def __init__(self, rows: RowFormat) -> None:
+        self._rows = rows
+        self._layout = struct.Struct(f"<7q{2 * rows.stages}d")
+        self.small_bytes = self._layout.size + rows.row_bytes
+
+    def pack(self, frame: Frame | None) -> list[Tensor]:
+        """The messages of one frame, the small one first."""
+        if frame is None:
+            return [_small(self._layout, self.small_bytes, (_STOP, 0, 0, 0, 0, 0, 0))]
+        count = frame.hidden.shape[0]
+        request = b"" if frame.request is None else pack_request(frame.request)
+        header = (
+            _NODE,
+            frame.serial,
+            frame.position,
+            count,
+            int(frame.final),
+            len(request),
+            len(frame.spans),
+        )
+        small = _small(self._layout, self.small_bytes, header, frame.spans)
+        messages = [small]
+        data = _bytes_of(frame.hidden)
+        if count == 1:
+            small[self._layout.size :].copy_(data)
+        else:
+            messages.append(data)
+        if request:
+            messages.append(torch.frombuffer(bytearray(request), dtype=torch.uint8))
+        return messages
+
+    def following(self, small: Tensor) -> list[int]:
+        """Sizes of the messages that follow this small one."""
+        _, _, _, count, _, request, *_ = self._layout.unpack_from(small.numpy().data)
+        rows = [count * self._rows.row_bytes] if count > 1 else []
+        return rows + ([request] if request else [])
+
+    def unpack(self, small: Tensor, following: list[Tensor]) -> Frame | None:
+        """The inverse of ``pack``. The frame does not share memory with ``small``."""
+        kind, serial, position, count, final, request_bytes, stamps, *times = (
+            self._layout.unpack_from(small.numpy().data)
+        )
+        if kind == _STOP:
+            return None
+        data = following[0] if count > 1 else small[self._layout.size :].clone()
+        request = None
+        if request_bytes:
+            request = unpack_request(following[-1].numpy().tobytes())
+        hidden = data.view(self._rows.dtype).view(count, self._rows.hidden)
+        return Frame(serial, position, bool(final), hidden, _spans(times, stamps), request)
+
+
+class ReturnCodec:
+    """What ``stage`` sends to stage 0: the states of its tap depths, and from the last a target."""
+
+    def __init__(self, rows: RowFormat, stage: int, depths: frozenset[int]) -> None:
+        self._rows, self._stage, self._depths = rows, stage, sorted(depths)
+        self._layout = struct.Struct(f"<7q{2 * rows.stages}d")
+        self.small_bytes = self._layout.size + len(depths) * rows.row_bytes
+
+    def pack(self, back: Return | None) -> list[Tensor]:
+        """The messages of one return, the small one first; None says that the stage has ended."""
+        if back is None:
+            return [_small(self._layout, self.small_bytes, (_STOP, 0, 0, 0, 0, 0, 0))]
+        taps = [_bytes_of(back.taps[depth]) for depth in self._depths]
+        count = next((states.shape[0] for states in back.taps.values()), 1)
+        logits = back.logits
+        header = (
+            _NODE,
+            back.serial,
+            back.position,
+            count,
+            _NONE if back.token_id is None else back.token_id,
+            0 if logits is None else logits.numel(),
+            len(back.spans),
+        )
+        small = _small(self._layout, self.small_bytes, header, back.spans)
+        messages = [small]
+        if taps and count == 1:
+            torch.cat(taps, out=small[self._layout.size :])
+        elif taps:
+            messages.append(torch.cat(taps))
+        if logits is not None:
+            messages.append(_bytes_of(logits))
+        return messages
+
+    def following(self, small: Tensor) -> list[int]:
+        """Sizes of the messages that follow this small one."""
+        _, _, _, count, _, logits, *_ = self._layout.unpack_from(small.numpy().data)
+        taps = len(self._depths) * count * self._rows.row_bytes
+        rows = [taps] if count > 1 and taps else []
+        return rows + ([4 * logits] if logits else [])
+
+    def unpack(self, small: Tensor, following: list[Tensor]) -> Return | None:
+        """The inverse of ``pack``. The return does not share memory with ``small``."""
+        kind, serial, position, count, token, logits_count, stamps, *times = (
+            self._layout.unpack_from(small.numpy().data)
+        )
+        if kind == _STOP:
+            return None
+        taps = {}
+        if self._depths:
+            data = following[0] if count > 1 else small[self._layout.size :].clone()
+            states = data.view(self._rows.dtype).view(-1, count, self._rows.hidden)  # [K, W, H]
+            taps = dict(zip(self._depths, states.unbind(), strict=True))
+        return Return(
+            self._stage,
+            serial,
+            position,
+            taps,
+            None if token == _NONE else token,
+            _spans(times, stamps),
+            following[-1].view(torch.float32) if logits_count else None,
+        )
+
+
+def pack_request(request: Request) -> bytes:
+    """A request as JSON; ``unpack_request`` is the inverse."""
+    return json.dumps(asdict(request)).encode()
+
+
+def unpack_request(data: bytes) -> Request:
+    """The inverse of ``pack_request``."""
+    fields = json.loads(data)
+    forced = fields.pop("forced_drafts")
+    return Request(
+        sampling=Sampling(**fields.pop("sampling")),
+        forced_drafts=None if forced is None else tuple(forced),
+        **fields,
+    )
+
+
+def _small(
+    layout: struct.Struct, size: int, header: tuple[int, ...], spans: tuple[Span, ...] = ()
+) -> Tensor:
+    """A small message [size] with its header filled in."""
+    data = bytearray(size)
+    times = [0.0] * ((layout.size - 8 * len(header)) // 8)
+    for index, span in enumerate(spans):
+        assert span.stage == index, "stages stamp their times in order"
+        times[2 * index : 2 * index + 2] = span.begin, span.end
+    layout.pack_into(data, 0, *header, *times)
+    return torch.frombuffer(data, dtype=torch.uint8)
+
+
+def _spans(times: Sequence[float], count: int) -> tuple[Span, ...]:
+    return tuple(Span(i, times[2 * i], times[2 * i + 1]) for i in range(count))
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor [...] as uint8 [bytes] on the CPU, without a copy where possible."""
+    return tensor.cpu().contiguous().view(-1).view(torch.uint8)
