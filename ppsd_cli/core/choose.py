@@ -67,7 +67,7 @@ def gumbel(seed: int, positions: Tensor, token_ids: Tensor) -> Tensor:
     """Standard Gumbel noise [W, V] (float32), a pure function of seed, position and token id."""
     row = _mix(_mix(positions.to(torch.int64) + _signed(seed)) + _GOLDEN)
     bits = _mix(row[:, None] + token_ids.to(torch.int64)[None, :] * _GOLDEN)
-    uniform = ((_shift(bits, 11)).double() + 0.5) * 2.0**-53
+    uniform = (_shift(bits, 12).double() + 0.5) * 2.0**-52  # exact, so never 0 or 1
     return (-(-uniform.log()).log()).float()
 
 

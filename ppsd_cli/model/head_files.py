@@ -1,7 +1,7 @@
 """Head files: ``head.safetensors`` beside ``head.json`` in one folder. Nothing is unpickled."""
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from ppsd_cli.model.weights import Checkpoint, save_tensors
 
 FORMAT_VERSION = 1
 KINDS = ("raw", "mlp", "block", "deep")
-_LAYER_FIELDS = [f.name for f in fields(LayerWeights)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +50,34 @@ def read_info(folder: Path) -> HeadInfo:
             raise AssetError(
                 f"{path}: head format {version}, this ppsd reads {FORMAT_VERSION}; train it again"
             )
+        vocabulary = data["draft_vocabulary"]
         info = HeadInfo(
-            kind=data["kind"],
-            model_hash=data["model_hash"],
-            model_name=data["model_name"],
-            hidden=int(data["hidden"]),
+            kind=_typed(data, "kind", str),
+            model_hash=_typed(data, "model_hash", str),
+            model_name=_typed(data, "model_name", str),
+            hidden=_typed(data, "hidden", int),
             taps=tuple(Tap(int(depth), int(lag)) for depth, lag in data["taps"]),
-            blocks=int(data["blocks"]),
-            draft_vocabulary=data["draft_vocabulary"],
-            stages=int(data["stages"]),
-            training=data.get("training", {}),
+            blocks=_typed(data, "blocks", int),
+            draft_vocabulary=None if vocabulary is None else _typed(data, "draft_vocabulary", int),
+            stages=_typed(data, "stages", int),
+            training=_typed({"training": {}} | data, "training", dict),
         )
     except FileNotFoundError as error:
         raise AssetError(f"{path}: no such head (train one with `ppsd train-head`)") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise AssetError(f"{path}: not a head description ({error} is missing)") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise AssetError(f"{path}: not a head description ({error})") from error
     _check_info(info, path)
     return info
+
+
+def _typed(data: dict[str, Any], key: str, kind: type) -> Any:
+    """``data[key]``, or ValueError unless it is of that kind; a number must be 0 or more."""
+    value = data[key]
+    if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 0):
+        raise ValueError(f"{key}: {value!r}")
+    return value
 
 
 def _check_info(info: HeadInfo, path: Path) -> None:
@@ -79,6 +89,13 @@ def _check_info(info: HeadInfo, path: Path) -> None:
     depths = [tap.depth for tap in info.taps]
     if min(depths) < 1 or depths != sorted(depths):
         raise AssetError(f"{path}: tap depths {depths} must be 1 or more and not fall")
+    deep = info.kind == "deep"
+    blocks = 1 if info.kind == "raw" else info.blocks
+    if deep != (len(lags) > 1) or blocks < 1 or info.draft_vocabulary == 0:
+        raise AssetError(
+            f"{path}: a {info.kind} head with {len(lags)} taps, {info.blocks} blocks and draft "
+            f"vocabulary {info.draft_vocabulary} cannot be"
+        )
 
 
 def check_fit(info: HeadInfo, *, model_hash: str, hidden: int, split: tuple[int, ...]) -> None:
@@ -113,28 +130,86 @@ def read_head(folder: Path, info: HeadInfo, loader: Loader, lm_matrix: Tensor) -
     """The tensors of a head, in the loader's number format and on its device.
 
     ``lm_matrix`` [H, V] is the model's own, which heads share (reduced by ``token_ids``).
+    AssetError where a tensor is absent or has a shape that model and description do not imply.
     """
-    file = Checkpoint(folder / "head.safetensors")
-
-    def get(name: str) -> Tensor:
-        return file.tensor(name, dtype=loader.dtype).to(loader.device)
-
-    blocks = tuple(
-        LayerWeights(
-            **{f: get(f"blocks.{i}.{f}") for f in _LAYER_FIELDS if file.has(f"blocks.{i}.{f}")}
-        )
-        for i in range(info.blocks if info.kind in ("block", "deep") else 0)
-    )
-    mlps = tuple(
-        MlpWeights(**{f: get(f"mlps.{i}.{f}") for f in ("norm", "gate_up", "down")})
-        for i in range(info.blocks if info.kind == "mlp" else 0)
-    )
+    spec, far = loader.spec, len(info.taps) - 1
+    reader = _Reader(folder / "head.safetensors", loader)
+    h, kv = spec.hidden, 2 * spec.kv_heads * spec.head_dim
+    count = range(info.blocks)
+    blocks = tuple(reader.block(f"blocks.{i}.") for i in count if info.kind in ("block", "deep"))
+    mlps = tuple(reader.mlp(f"mlps.{i}.") for i in count if info.kind == "mlp")
     deep = None
-    if len(info.taps) > 1:
-        deep = DeepWeights(get("deep.norms"), get("deep.kv"), get("deep.fuse"))
-    token_ids = file.tensor("token_ids").to(loader.device) if file.has("token_ids") else None
-    output = reduce_output(get("norm"), lm_matrix, loader.spec.rms_eps, token_ids)
+    if far:
+        deep = DeepWeights(
+            norms=reader.get("deep.norms", far, h),
+            kv=reader.get("deep.kv", far, h, kv),
+            fuse=reader.get("deep.fuse", far, h, h),
+        )
+    token_ids = None
+    if info.draft_vocabulary is not None:
+        token_ids = reader.token_ids(info.draft_vocabulary, spec.vocabulary)
+    output = reduce_output(reader.get("norm", h), lm_matrix, spec.rms_eps, token_ids)
     return HeadWeights(info.taps, output, blocks, mlps, deep)
+
+
+class _Reader:
+    """Tensors of one head file, with the shapes that they must have."""
+
+    def __init__(self, path: Path, loader: Loader) -> None:
+        self._file = Checkpoint(path, described_by="head.json or the model")
+        self._path, self._loader, self._spec = path, loader, loader.spec
+
+    def get(self, name: str, *shape: int) -> Tensor:
+        """A tensor of that shape."""
+        loader = self._loader
+        return self._file.tensor(name, dtype=loader.dtype, shape=shape).to(loader.device)
+
+    def block(self, at: str) -> LayerWeights:
+        """A decoder layer; biases and query and key norms are optional."""
+        spec = self._spec
+        h, d = spec.hidden, spec.head_dim
+        n, kv = spec.heads * d, 2 * spec.kv_heads * d
+        f = self._inner(at)
+        needed = {
+            "input_norm": (h,),
+            "qkv": (h, n + kv),
+            "output": (n, h),
+            "mlp_norm": (h,),
+            "gate_up": (h, 2 * f),
+            "down": (f, h),
+        }
+        optional = {
+            "qkv_bias": (n + kv,),
+            "output_bias": (h,),
+            "gate_up_bias": (2 * f,),
+            "down_bias": (h,),
+            "q_norm": (d,),
+            "k_norm": (d,),
+        }
+        present = {k: v for k, v in optional.items() if self._file.has(at + k)}
+        return LayerWeights(
+            **{name: self.get(at + name, *shape) for name, shape in (needed | present).items()}
+        )
+
+    def mlp(self, at: str) -> MlpWeights:
+        """A gated MLP."""
+        h, f = self._spec.hidden, self._inner(at)
+        return MlpWeights(
+            norm=self.get(at + "norm", h),
+            gate_up=self.get(at + "gate_up", h, 2 * f),
+            down=self.get(at + "down", f, h),
+        )
+
+    def token_ids(self, count: int, vocabulary: int) -> Tensor:
+        """Ids [V'] of the draft vocabulary."""
+        ids = self._file.tensor("token_ids", shape=(count,))
+        if ids.dtype != torch.int64 or int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
+            raise AssetError(f"{self._path}: token_ids must be ids from 0 to {vocabulary - 1}")
+        return ids.to(self._loader.device)
+
+    def _inner(self, at: str) -> int:
+        """Rows F of ``down``, the one size that a head may choose."""
+        return (*self._file.shape(at + "down"), 0)[0]
 
 
 def reduce_output(norm: Tensor, lm_matrix: Tensor, eps: float, token_ids: Tensor | None) -> Output:

@@ -23,17 +23,19 @@ _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Checkpoint:
-    """The tensors of a model folder, read on demand.
+    """The tensors of a model folder, or of one safetensors file, read on demand.
 
     Opening reads headers only. AssetError, naming the file, when the folder has no weights or a
-    file is missing, truncated or lacks a tensor that the index promises.
+    file is missing, truncated or lacks a tensor that the index promises. ``described_by`` is the
+    file that errors about shapes and absent tensors point to.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, place: Path, *, described_by: str = "config.json") -> None:
+        self.folder = place
+        self._described_by = described_by
         self._files: dict[str, Path] = {}
         self._handles: dict[Path, Any] = {}
-        for path in weight_files(folder):
+        for path in [place] if place.suffix == ".safetensors" else weight_files(place):
             handle = _open(path)
             self._handles[path] = handle
             for name in handle.keys():  # noqa: SIM118 (no mapping)
@@ -68,7 +70,8 @@ class Checkpoint:
         found = self.shape(name)
         if shape is not None and found != tuple(shape):
             raise AssetError(
-                f"{path}: {name} has shape {list(found)}, but config.json implies {list(shape)}"
+                f"{path}: {name} has shape {list(found)}, "
+                f"but {self._described_by} implies {list(shape)}"
             )
         try:
             value: torch.Tensor = handle.get_tensor(name)
@@ -99,7 +102,9 @@ class Checkpoint:
         if path is None:
             single = self.folder / SINGLE
             where = single if single.is_file() else self.folder
-            raise AssetError(f"{where} has no tensor {name}; it does not fit its config.json")
+            raise AssetError(
+                f"{where} has no tensor {name}; it does not fit its {self._described_by}"
+            )
         return self._handles[path]
 
 

@@ -1,0 +1,115 @@
+"""A pipeline without tensors: the model is a function of the prefix, the drafts are an argument."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from ppsd_cli.core.chain import Chain
+from ppsd_cli.core.events import Ticked
+from ppsd_cli.core.plan import Bubble, Node, Plan, Prompt, Request, Target, TickResult
+
+Model = Callable[[tuple[int, ...]], int]
+VOCABULARY = 11
+
+
+def hash_model(prefix: tuple[int, ...]) -> int:
+    """A token that depends on every token before it."""
+    value = 17
+    for token in prefix:
+        value = (value * 31 + token + 1) % 1_000_003
+    return value % VOCABULARY
+
+
+def continuation(prompt: Sequence[int], count: int, model: Model = hash_model) -> list[int]:
+    """What the model alone says."""
+    text = list(prompt)
+    for _ in range(count):
+        text.append(model(tuple(text)))
+    return text[len(prompt) :]
+
+
+class FakePipeline:
+    """Runs plans when they are submitted and answers up to ``lookahead`` plans late.
+
+    ``right(index)`` says whether the guess for that token of the answer is the model's. What is
+    behind a wrong guess is guessed for the wrong text, as by a real head. The cache is one list
+    by position, overwritten and never cleared.
+    """
+
+    def __init__(self, stages: int, *, lookahead: int = 0, right: Callable[[int], bool]) -> None:
+        self.stages, self.lookahead, self.right = stages, lookahead, right
+        self.results: deque[TickResult] = deque()
+        self.verified: list[tuple[int, int]] = []
+        self.fed: list[Node] = []
+        self._chain, self._tick, self._serial = Chain(), 0, 0
+        self._flight: deque[tuple[int, Node, int | None]] = deque()
+        self._cache: dict[int, int] = {}
+        self._request: Request | None = None
+
+    @property
+    def pending(self) -> int:
+        return len(self.results)
+
+    def submit(self, plan: Plan) -> None:
+        assert self.pending <= self.lookahead, "asked further ahead than allowed"
+        target = self._boundary()
+        node = self._enter(plan)
+        now = float(self._tick)
+        self.results.append(TickResult(Ticked(self._tick, now, now, now, now + 1), target, node))
+        self._tick += 1
+
+    def collect(self) -> TickResult:
+        return self.results.popleft()
+
+    def close(self) -> None:
+        self.results.clear()
+
+    def _boundary(self) -> Target | None:
+        if not self._flight or self._flight[0][0] > self._tick - self.stages:
+            return None
+        _, node, target = self._flight.popleft()
+        if target is not None:
+            newest = self._chain.newest
+            verdict = self._chain.verify(node.serial, target)
+            if verdict is not None and newest is not None and newest.serial != node.serial:
+                self.verified.append((self._fed_at(verdict.position, node), target))
+        return Target(node.serial, target, ())
+
+    def _fed_at(self, position: int, before: Node) -> int:
+        fed = next(n for n in self.fed if n.serial > before.serial and n.position == position)
+        assert fed.token_id is not None
+        return fed.token_id
+
+    def _enter(self, plan: Plan) -> Node | None:
+        if isinstance(plan, Bubble):
+            return None
+        if isinstance(plan, Prompt):
+            if plan.request is not None:
+                self._request = plan.request
+                self._chain.clear()
+            node = Node(self._serial, plan.start, None, len(plan.token_ids), False, plan.last)
+            return self._feed(node, plan.token_ids)
+        assert self._request is not None
+        position, due = self._chain.next_position(), self._chain.due
+        if position >= self._request.feed_limit:
+            return None
+        token = self._guess(position) if due is None else due[1]
+        node = Node(self._serial, position, token, 1, drafted=due is None, final=True)
+        return self._feed(node, (token,))
+
+    def _guess(self, position: int) -> int:
+        assert self._request is not None
+        assert self._request.drafting, "a guess was made although drafting is off"
+        token = hash_model(self._prefix(position))
+        return token if self.right(position - self._request.prompt_tokens) else token + 1
+
+    def _feed(self, node: Node, tokens: Sequence[int]) -> Node:
+        self._cache |= dict(enumerate(tokens, node.position))
+        target = hash_model(self._prefix(node.position + node.tokens)) if node.final else None
+        self._flight.append((self._tick, node, target))
+        self._chain.enter(node)
+        self.fed.append(node)
+        self._serial += 1
+        return node
+
+    def _prefix(self, end: int) -> tuple[int, ...]:
+        return tuple(self._cache[position] for position in range(end))
