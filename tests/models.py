@@ -12,7 +12,6 @@ from torch import Tensor
 from ppsd_cli.core.decode import decode
 from ppsd_cli.core.events import (
     Committed,
-    Entered,
     Event,
     Finished,
     FinishReason,
@@ -267,8 +266,6 @@ class Run:
     @property
     def live_drafts(self) -> dict[int, list[Tensor]]:
         """Draft logits by the position drafted for, of guesses that stood on committed tokens."""
-        void = {e.serial for e in self.events if isinstance(e, Verified) and not e.live}
-        verified = {e.serial for e in self.events if isinstance(e, Verified)}
         last = self.commits[-1].position
         drafts: dict[int, list[Tensor]] = {}
         committed = {e.position: e.token_id for e in self.commits}
@@ -285,7 +282,6 @@ class Run:
             if result.draft_logits is not None and stands and node.position <= last:
                 drafts.setdefault(node.position, []).append(result.draft_logits)
             path[node.position] = node.token_id
-        assert void <= verified
         return drafts
 
 
@@ -333,8 +329,3 @@ def forced_drafts(right: Sequence[int], pattern: str, vocabulary: int = VOCABULA
         "thirds": lambda i: i % 3 != 2,
     }[pattern]
     return [t if keep(i) else wrong(t, vocabulary) for i, t in enumerate(right)]
-
-
-def entered_tokens(run: Run) -> list[Entered]:
-    """Token nodes that went in."""
-    return [e for e in run.events if isinstance(e, Entered) and e.token_id is not None]

@@ -46,7 +46,7 @@ def read_info(folder: Path) -> HeadInfo:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         version = data["format_version"]
-        if version != FORMAT_VERSION:
+        if type(version) is not int or version != FORMAT_VERSION:
             raise AssetError(
                 f"{path}: head format {version}, this ppsd reads {FORMAT_VERSION}; train it again"
             )
@@ -75,7 +75,8 @@ def read_info(folder: Path) -> HeadInfo:
 def _typed(data: dict[str, Any], key: str, kind: type) -> Any:
     """``data[key]``, or ValueError unless it is of that kind; a number must be 0 or more."""
     value = data[key]
-    if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 0):
+    negative = isinstance(value, int) and value < 0
+    if not isinstance(value, kind) or isinstance(value, bool) or negative:
         raise ValueError(f"{key}: {value!r}")
     return value
 
