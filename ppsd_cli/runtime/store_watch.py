@@ -7,9 +7,9 @@ serves it.
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import timedelta
-from time import monotonic, sleep
+from time import monotonic
 
 from torch._C._distributed_c10d import TCPStore
 
@@ -19,7 +19,6 @@ from ppsd_cli.runtime.heartbeat import BEAT_SECONDS, SILENCE_SECONDS
 from ppsd_cli.runtime.pipeline import PipelineConfig
 
 _STORE_TIMEOUT = timedelta(seconds=60)
-_CAUSE_SECONDS = 1.0
 
 
 def leave(message: str) -> None:
@@ -80,29 +79,28 @@ class StoreWatch(threading.Thread):
             return  # the store is gone, so is rank 0
 
     def cause(self, lost: PeerLost) -> PpsdError:
-        """The failure behind a broken connection, from what the other ranks report."""
-        deadline = monotonic() + _CAUSE_SECONDS
-        suspects: Iterable[int] = (lost.peer,)
-        while monotonic() < deadline:
-            try:
-                reports = self._all_reports()
-            except RuntimeError:
-                break
-            for error in reports.values():
-                if not isinstance(error, PeerLost):
-                    return error
-            named = [e.peer for e in reports.values() if isinstance(e, PeerLost)]
-            suspects = [p for p in (*named, lost.peer) if p and p not in reports] or suspects
-            sleep(0.05)
-        return StageError(f"{stage_name(self._config, next(iter(suspects)))} died")
+        """The failure behind a broken connection.
 
-    def _all_reports(self) -> dict[int, PpsdError]:
-        found = {}
-        for peer in self._peers:
+        A rank reports before its connections close, so one that is lost without a report was
+        killed. Asks at once: ``torchrun`` ends all ranks a moment after the first one.
+        """
+        peer, asked = lost.peer, set[int]()
+        while peer not in asked:
+            asked.add(peer)
+            error = self._report_of(peer)
+            if error is None:
+                break
+            if not isinstance(error, PeerLost):
+                return error
+            peer = error.peer
+        return StageError(f"{stage_name(self._config, peer)} died")
+
+    def _report_of(self, peer: int) -> PpsdError | None:
+        try:
             data = _read(self._reports, _key("failed", peer))
-            if data:
-                found[peer] = unpack_failure(data, stage_name(self._config, peer))
-        return found
+        except RuntimeError:
+            return None  # the store died with its rank
+        return unpack_failure(data, stage_name(self._config, peer)) if data else None
 
     def _connect(self) -> TCPStore:
         """A connection of our own: a thread that waits blocks the store for others."""
