@@ -51,6 +51,7 @@ class FakePipeline:
 
     def submit(self, plan: Plan) -> None:
         assert self.pending <= self.lookahead, "asked further ahead than allowed"
+        assert self._tick < 100_000, "the answer does not end"
         target = self._boundary()
         node = self._enter(plan)
         now = float(self._tick)

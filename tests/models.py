@@ -61,6 +61,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
     "biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
     "mha": ("Llama", {"num_key_value_heads": 4}),
+    "echo": ("Llama", {}),
     "three": ("Llama", {"vocab_size": 3, "num_hidden_layers": 2, "initializer_range": 0.15}),
 }
 
@@ -130,6 +131,10 @@ def save_tiny(folder: Path, kind: str) -> Tiny:
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
+        if kind == "echo":  # layers 2 and up add nothing: a raw exit there equals the model
+            for layer in model.model.layers[2:]:
+                layer.self_attn.o_proj.weight.zero_()
+                layer.mlp.down_proj.weight.zero_()
     model.save_pretrained(folder)
     return Tiny(folder, model)
 

@@ -181,6 +181,18 @@ def test_sampled_text_is_the_same_for_twenty_seeds(tiny, plain, options):
     assert len(texts) == 20
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 2.0])
+def test_an_exit_that_equals_the_model_is_always_right(tiny, temperature):
+    """Draft and target share their noise: equal logits give equal tokens, also when sampling."""
+    for split in ((2, 4), (2, 2, 2), (3, 1, 1, 1)):
+        runner = tiny("echo").runner(split)
+        for seed in range(3):
+            sampling = Sampling(temperature, top_p=0.98, seed=seed)
+            run = answer(runner, prompt_of(20, seed=seed), count=COUNT, sampling=sampling)
+            assert run.count(Outcome.ACCEPTED) == COUNT - 2
+            assert run.count(Outcome.CORRECTED) == 0
+
+
 def test_a_reader_that_leaves_early_does_no_harm(tiny, plain):
     from ppsd_cli.core.decode import decode
     from ppsd_cli.core.plan import Request

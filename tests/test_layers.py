@@ -10,7 +10,7 @@ from ppsd_cli.model.load import Loader
 from ppsd_cli.model.stage import Stage, StageRange
 from ppsd_cli.model.weights import Checkpoint
 
-REAL_KINDS = [kind for kind in KINDS if kind != "three"]
+REAL_KINDS = [kind for kind in KINDS if kind not in ("three", "echo")]
 PROMPT, COUNT = 37, 60
 
 

@@ -73,7 +73,8 @@ def check_answer(events, prompt, limits, *, stages, drafting):
         assert {e.outcome for e in commits} == {Outcome.UNDRAFTED}
     check_flushes(events, commits)
     fed = [e.position for e in events if isinstance(e, Entered)]
-    assert max(fed) < limits.feed_limit(len(prompt)) or max(fed) < len(prompt)
+    wanted = min(len(prompt) + limits.max_new_tokens, limits.context)
+    assert max(fed) < max(wanted - 1, len(prompt)), "the last token that is wanted is not fed"
 
 
 def check_flushes(events, commits):

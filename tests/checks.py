@@ -1,0 +1,155 @@
+"""Compact checks of the promises, each of which some planted fault must break (test_faults.py)."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from fake_pipeline import FakePipeline, continuation
+from models import (
+    WINDOW,
+    Tiny,
+    answer,
+    forced_drafts,
+    prompt_of,
+    save_head,
+)
+from scipy import stats
+from test_heads import PlainHead, assert_drafts
+from test_schedule import check_answer, make_schedule
+
+from ppsd_cli.core import choose as choosing
+from ppsd_cli.core.decode import decode
+from ppsd_cli.core.events import Entered, Outcome
+from ppsd_cli.core.plan import Sampling
+from ppsd_cli.core.schedule import Limits
+
+PROMPT, COUNT = 37, 30
+Models = Callable[[str], Tiny]
+
+
+def check_schedule() -> None:
+    """Fake pipelines: right text, right ticks, several answers in a row."""
+    for stages, lookahead in ((1, 0), (3, 0), (3, 2)):
+        pipeline = FakePipeline(stages, lookahead=lookahead, right=lambda i: i % 3 != 1)
+        for prompt in ((3, 1, 4, 1, 5), (2, 7)):
+            for eos in ((), continuation(prompt, 12)[7:8]):
+                limits = Limits(12, 64, frozenset(eos))
+                events = list(decode(pipeline, make_schedule(stages, prompt, limits=limits)))
+                check_answer(events, prompt, limits, stages=stages, drafting=True)
+
+
+def check_reference(tiny: Models, kind: str) -> None:
+    """Plain decoding's logits are close to transformers' on the same text."""
+    model, prompt = tiny(kind), prompt_of(PROMPT)
+    run = answer(model.runner((6,), head=None), prompt, count=COUNT, drafting=False)
+    expected = model.logits((*prompt, *run.ids[:-1]))[PROMPT - 1 :]
+    torch.testing.assert_close(run.logits, expected, rtol=1e-3, atol=2e-3 * expected.std().item())
+
+
+def check_exact(tiny: Models, kind: str) -> None:
+    """Chains equal plain decoding of one stage bit for bit, whatever the guesses."""
+    model = tiny(kind)
+    whole = model.runner((6,), head=None)
+    runner = model.runner((1, 2, 3))
+    for length in (WINDOW - 1, PROMPT):
+        prompt = prompt_of(length)
+        reference = answer(whole, prompt, count=COUNT, drafting=False)
+        for pattern in ("never", "alternating", "thirds", "always"):
+            forced = forced_drafts(reference.ids, pattern)
+            run = answer(runner, prompt, count=COUNT, forced=forced)
+            assert run.ids == reference.ids
+            assert torch.equal(run.logits, reference.logits)
+
+
+def check_context_edge(tiny: Models) -> None:
+    """The token that fills the context is not fed, let alone one beyond."""
+    model, prompt = tiny("llama"), prompt_of(PROMPT)
+    slots = PROMPT + 5
+    runner = model.runner((2, 2, 2), slots=slots)
+    reference = answer(model.runner((6,), head=None), prompt, count=5, drafting=False).ids
+    for pattern in ("always", "never"):
+        forced = forced_drafts(reference, pattern)
+        run = answer(runner, prompt, forced=forced, context=slots)
+        assert run.ids == reference
+        assert max(e.position for e in run.events if isinstance(e, Entered)) == slots - 2
+
+
+def check_head(tiny: Models, folder: Path) -> None:
+    """A deep head's guesses equal its one-pass reference after flushes at every phase."""
+    model, prompt = tiny("qwen2"), prompt_of(PROMPT)
+    _, weights = save_head(folder, model, [(1, 0), (3, 1), (5, 2)])
+    right = answer(model.runner((6,), head=None), prompt, count=16, drafting=False).ids
+    expected = PlainHead(model, weights).draft_logits((*prompt, *right))
+    runner = model.runner((1, 2, 3), head=str(folder))
+    for phase in range(4):
+        forced = [t if i % 4 != phase else (t + 1) % 128 for i, t in enumerate(right)]
+        run = answer(runner, prompt, count=16, forced=forced)
+        assert assert_drafts(run, prompt, expected) >= 14
+
+
+def check_noise() -> None:
+    """The noise is Gumbel over tokens and positions, and no position repeats another's."""
+    noise = choosing.gumbel(3, torch.arange(64), torch.arange(512)).double()
+    for sample in (noise.flatten(), noise[:, 0], noise[0]):
+        assert stats.kstest(sample.numpy(), "gumbel_r").pvalue > 1e-4
+    correlations = torch.corrcoef(noise) - torch.eye(64)
+    assert correlations.abs().max() < 0.3
+    columns = torch.corrcoef(choosing.gumbel(3, torch.arange(500), torch.arange(40)).T)
+    assert (columns - torch.eye(40)).abs().max() < 0.3
+    other = choosing.gumbel(4, torch.arange(64), torch.arange(512)).double()
+    assert abs(torch.corrcoef(torch.stack([noise.flatten(), other.flatten()]))[0, 1]) < 0.03
+
+
+def check_draws() -> None:
+    """Sampled tokens of one row follow the restricted distribution, for each restriction."""
+    logits = torch.tensor([0.45, 0.25, 0.2, 0.06, 0.04]).log()
+    table = [
+        (Sampling(1.0), 1.0, 5),
+        (Sampling(2.0), 0.5, 5),
+        (Sampling(1.0, top_k=3), 1.0, 3),
+        (Sampling(1.0, top_p=0.75), 1.0, 3),
+        (Sampling(1.0, min_p=0.5), 1.0, 2),
+    ]
+    for sampling, power, kept in table:
+        rows = logits.expand(20_000, 5)
+        counts = torch.bincount(choosing.choose(rows, sampling, torch.arange(20_000)), minlength=5)
+        expected = (logits * power).exp()[:kept]
+        expected = expected / expected.sum() * 20_000
+        assert counts[kept:].sum() == 0
+        observed, wanted = counts[:kept].double().numpy(), expected.double().numpy()
+        assert stats.chisquare(observed, wanted * (20_000 / wanted.sum())).pvalue > 1e-4
+
+
+def check_reduced_vocabulary() -> None:
+    """Columns of a reduced vocabulary get the noise of their full ids."""
+    ids = torch.tensor([2, 11, 40])
+    logits = torch.full((200, 64), -torch.inf)
+    logits[:, ids] = 0.0
+    full = choosing.choose(logits, Sampling(1.0), torch.arange(200))
+    reduced = choosing.choose(logits[:, ids], Sampling(1.0), torch.arange(200), token_ids=ids)
+    assert torch.equal(full, reduced)
+
+
+def check_shared_noise(tiny: Models) -> None:
+    """An exit with the model's own logits guesses every sampled token."""
+    runner = tiny("echo").runner((2, 2, 2))
+    for sampling in (Sampling(), Sampling(1.5, seed=3)):
+        run = answer(runner, prompt_of(20), count=COUNT, sampling=sampling)
+        assert run.count(Outcome.ACCEPTED) == COUNT - 2
+
+
+def check_sampled(tiny: Models) -> None:
+    """The text of a seed is the same for plain decoding and chains, and seeds differ."""
+    model, prompt = tiny("llama"), prompt_of(12)
+    whole, chain = model.runner((6,), head=None), model.runner((2, 2, 2))
+    texts = set()
+    for seed in range(4):
+        sampling = Sampling(1.5, top_p=0.95, seed=seed)
+        reference = answer(whole, prompt, count=20, drafting=False, sampling=sampling)
+        forced = forced_drafts(reference.ids, "thirds")
+        run = answer(chain, prompt, count=20, sampling=sampling, forced=forced)
+        assert run.ids == reference.ids
+        texts.add(tuple(run.ids))
+    assert len(texts) == 4
+    free = answer(chain, prompt, count=20, sampling=Sampling(40.0, seed=1))
+    assert len({*free.ids}) > 8, "nearly uniform draws must not repeat each other"
