@@ -144,11 +144,11 @@ class Front:
         request = plan.request if isinstance(plan, Prompt) else None
         frame = Frame(node.serial, node.position, node.final, hidden, (), request)
         ahead, back = self._worker.process(frame)
+        if self._stages > 1:
+            self._link.send(ahead)  # first: stage 1 may be waiting for it
         self._observe(back)
         self._chain.enter(node)
         self._sent.append((self._tick, node))
         self._serial += 1
-        if self._stages > 1:
-            self._link.send(ahead)
         self._own = back
         return node
