@@ -1,0 +1,162 @@
+"""Which heads to train: the command's options and ``--spec`` forms as checked plans."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ppsd_cli.errors import ConfigError
+from ppsd_cli.model.heads import Tap
+from ppsd_cli.model.spec import ModelSpec
+
+TRAINABLE = ("mlp", "block", "deep")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MOST_BLOCKS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class HeadPlan:
+    """One head: where it drafts from, for which split, and of what kind and size."""
+
+    name: str
+    split: tuple[int, ...]
+    kind: str
+    blocks: int
+    draft_vocab: int | None
+    lr: float
+
+    @property
+    def exit_layer(self) -> int:
+        """The depth that the head drafts from."""
+        return self.split[0]
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """A deep head reads the end of every stage, lagged as the pipeline delivers it."""
+        if self.kind != "deep":
+            return (Tap(self.split[0], 0),)
+        return tuple(Tap(sum(self.split[: i + 1]), i) for i in range(len(self.split)))
+
+
+@dataclass(frozen=True, slots=True)
+class HeadWish:
+    """A head as asked for; None means "as the other settings imply"."""
+
+    name: str | None = None
+    exit: int | None = None
+    stages: int | None = None
+    split: tuple[int, ...] | None = None
+    kind: str = "deep"
+    blocks: int = 2
+    vocab: int | None = None
+    lr: float = 1e-3
+
+
+def parse_spec(text: str, base: HeadWish) -> HeadWish:
+    """``name=deep17,exit=17,stages=2,kind=deep,blocks=2,vocab=16384,lr=1e-3`` over ``base``.
+
+    ``split=10-10-10`` may stand for exit and stages. ConfigError names what cannot be read.
+    """
+    known = {field.name for field in fields(HeadWish)}
+    found: dict[str, Any] = {}
+    for part in text.split(","):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or key not in known:
+            raise ConfigError(f"--spec {text}: {part!r} is none of {', '.join(sorted(known))}=...")
+        if key in found:
+            raise ConfigError(f"--spec {text}: {key} is given twice")
+        try:
+            found[key] = _READERS[key](value)
+        except ValueError as error:
+            raise ConfigError(f"--spec {text}: {key}={value} cannot be read") from error
+    if "split" in found and "exit" not in found:
+        found["exit"] = None
+        found.setdefault("stages", None)
+    return replace(base, **found)
+
+
+_READERS: dict[str, Any] = {
+    "name": str,
+    "exit": int,
+    "stages": int,
+    "split": lambda text: tuple(int(part) for part in text.split("-")),
+    "kind": str,
+    "blocks": int,
+    "vocab": lambda text: None if text == "full" else int(text),
+    "lr": float,
+}
+
+
+def plan_heads(wishes: Sequence[HeadWish], spec: ModelSpec) -> list[HeadPlan]:
+    """Checked plans; ConfigError where one cannot be trained or two have the same name."""
+    if not wishes:
+        raise ConfigError("which head? give --exit-layer, --split or --spec")
+    plans = [_plan(wish, spec) for wish in wishes]
+    names = [plan.name for plan in plans]
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"head name {name!r}: use letters, digits, '.', '_' and '-'")
+        if names.count(name) > 1:
+            raise ConfigError(f"two heads are called {name}; give each --spec its own name=")
+    return plans
+
+
+def _plan(wish: HeadWish, spec: ModelSpec) -> HeadPlan:
+    if wish.kind not in TRAINABLE:
+        raise ConfigError(f"--kind {wish.kind}: choose {', '.join(TRAINABLE)}")
+    if not 1 <= wish.blocks <= min(_MOST_BLOCKS, spec.layers):
+        raise ConfigError(f"--blocks {wish.blocks}: choose 1 to {min(_MOST_BLOCKS, spec.layers)}")
+    if wish.vocab is not None and not 1 <= wish.vocab < spec.vocabulary:
+        raise ConfigError(
+            f"--draft-vocab {wish.vocab}: choose 1 to {spec.vocabulary - 1}, "
+            f"or leave it out for all {spec.vocabulary} tokens"
+        )
+    if not 0 < wish.lr < float("inf"):
+        raise ConfigError(f"--lr {wish.lr}: must be a positive number")
+    split = _split(wish, spec)
+    name = wish.name or f"{wish.kind}-exit{split[0]}-stages{len(split)}"
+    return HeadPlan(name, split, wish.kind, wish.blocks, wish.vocab, wish.lr)
+
+
+def _split(wish: HeadWish, spec: ModelSpec) -> tuple[int, ...]:
+    layers = spec.layers
+    if wish.split is not None:
+        split = wish.split
+        if min(split) < 1 or sum(split) != layers:
+            raise ConfigError(
+                f"--split {','.join(map(str, split))} sums to {sum(split)}; the model has "
+                f"{layers} layers, and each stage needs one or more"
+            )
+        if wish.exit is not None and wish.exit != split[0]:
+            raise ConfigError(f"--exit-layer {wish.exit} is not the split's first part {split[0]}")
+        if wish.stages is not None and wish.stages != len(split):
+            raise ConfigError(f"--stages {wish.stages} is not the split's {len(split)}")
+        if len(split) < 2:
+            raise ConfigError("--split needs two stages or more")
+        return split
+    if wish.exit is None:
+        raise ConfigError("which exit layer? give --exit-layer, --split or exit= in --spec")
+    if not 1 <= wish.exit < layers:
+        raise ConfigError(
+            f"--exit-layer {wish.exit} is out of range for this {layers}-layer model; "
+            f"choose 1 to {layers - 1}"
+        )
+    most = layers - wish.exit + 1
+    stages = wish.stages or min(most, max(2, round(layers / wish.exit)))
+    if not 2 <= stages <= most:
+        raise ConfigError(f"--stages {stages} with exit layer {wish.exit}: choose 2 to {most}")
+    return (wish.exit, *rest_by_cost(spec, layers - wish.exit, stages - 1))
+
+
+def rest_by_cost(spec: ModelSpec, layers: int, stages: int) -> tuple[int, ...]:
+    """``layers`` over ``stages`` of about equal weight bytes; the last has the LM matrix."""
+    h, d = spec.hidden, spec.head_dim
+    layer = h * d * (2 * spec.heads + 2 * spec.kv_heads) + 3 * h * spec.intermediate
+    extra = h * spec.vocabulary / layer
+    parts = []
+    for left in range(stages, 1, -1):
+        share = round((layers + extra) / left)
+        part = max(1, min(share, layers - (left - 1)))
+        parts.append(part)
+        layers -= part
+    return (*parts, layers)
