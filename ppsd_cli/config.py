@@ -173,16 +173,33 @@ def read_profile(path: Path) -> Profile:
     try:
         settings = _typed_settings(raw)
         return Profile(
-            name=str(data.get("name", path.stem)),
+            name=_text(data, "name") or path.stem,
             settings=settings,
-            model=data.get("model"),
-            revision=data.get("revision"),
-            wheel=None if wheel is None else WheelFile(**wheel),
-            model_hash=data.get("model_hash"),
+            model=_text(data, "model"),
+            revision=_text(data, "revision"),
+            wheel=None if wheel is None else _wheel(wheel),
+            model_hash=_text(data, "model_hash"),
             folder=path.parent,
         )
-    except (TypeError, ValueError) as error:
+    except (ConfigError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _text(data: Mapping[str, Any], key: str) -> str | None:
+    """A text value or None; ValueError for anything else."""
+    value = data.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{key}: {value!r} is no text; put it in quotes")
+    return value
+
+
+def _wheel(data: Mapping[str, Any]) -> WheelFile:
+    """The wheel of a profile, every field of it."""
+    for field in fields(WheelFile):
+        kind = int if field.name == "size" else str
+        if not isinstance(data.get(field.name), kind):
+            raise ValueError(f"wheel: {field.name} is missing or no {kind.__name__}")
+    return WheelFile(**data)
 
 
 def _typed_settings(raw: Mapping[str, Any]) -> Settings:
@@ -199,7 +216,11 @@ def _typed_settings(raw: Mapping[str, Any]) -> Settings:
             continue
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"settings: {key}: {value!r} has the wrong type")
-        values[key] = tuple(value) if isinstance(value, list) else value
+        if isinstance(value, list):
+            parse = parse_split if key == "split" else parse_devices
+            values[key] = parse(",".join(map(str, value)))
+        else:
+            values[key] = value
     settings = Settings(**values)
     check(settings)
     return settings

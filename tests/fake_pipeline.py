@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from ppsd_cli.core.chain import Chain
-from ppsd_cli.core.events import Ticked
+from ppsd_cli.core.events import Outcome, Ticked
 from ppsd_cli.core.plan import Bubble, Node, Plan, Prompt, Request, Target, TickResult
 
 Model = Callable[[tuple[int, ...]], int]
@@ -69,16 +69,12 @@ class FakePipeline:
             return None
         _, node, target = self._flight.popleft()
         if target is not None:
-            newest = self._chain.newest
             verdict = self._chain.verify(node.serial, target)
-            if verdict is not None and newest is not None and newest.serial != node.serial:
-                self.verified.append((self._fed_at(verdict.position, node), target))
+            if verdict is not None and verdict.outcome is not Outcome.UNDRAFTED:
+                behind = (n for n in self.fed if n.serial > node.serial)
+                fed = next((n for n in behind if n.position == verdict.position), None)
+                self.verified.append((-1 if fed is None else fed.token_id or 0, target))
         return Target(node.serial, target, ())
-
-    def _fed_at(self, position: int, before: Node) -> int:
-        fed = next(n for n in self.fed if n.serial > before.serial and n.position == position)
-        assert fed.token_id is not None
-        return fed.token_id
 
     def _enter(self, plan: Plan) -> Node | None:
         if isinstance(plan, Bubble):
