@@ -8,17 +8,22 @@ Shapes: B rows, S positions, H hidden, N query heads, M key/value heads, G = N /
 dimension, V vocabulary.
 """
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ppsd_cli.core.choose import choose
+from ppsd_cli.core.plan import Sampling
 from ppsd_cli.model.layers import Shape
 from ppsd_cli.model.one_pass import PLAIN, Backbone, Pieces, causal_attention, window_mask
 
 _CHECK_EVERY = 16
+GREEDY = Sampling()
 # Without cuDNN's: it plans anew for every length, and here each step has another one.
 _BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -81,59 +86,83 @@ class LockstepDecoder:
         return out.reshape(b, n * d)
 
 
-def greedy_answers(
+@dataclass(frozen=True, slots=True)
+class AnswerLimits:
+    """An answer ends after ``new_tokens`` or with one of ``end_ids``."""
+
+    new_tokens: int
+    end_ids: tuple[int, ...]
+
+
+def write_answers(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
     *,
-    new_tokens: int,
-    end_ids: Sequence[int],
+    limits: AnswerLimits,
+    sampling: Sampling = GREEDY,
     rows: int = 256,
     pieces: Pieces = PLAIN,
 ) -> list[list[int]]:
-    """The model's greedy answer to each prompt: at most ``new_tokens`` ids, the end id included."""
+    """The model's answer to each prompt, the end id included.
+
+    The noise of sampled answers differs between prompts.
+    """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
     for first in range(0, len(order), rows):
         part = order[first : first + rows]
-        texts = _greedy_batch(backbone, [prompts[i] for i in part], new_tokens, end_ids, pieces)
-        for index, text in zip(part, texts, strict=True):
+        writer = _AnswerBatch(backbone, [prompts[i] for i in part], limits, pieces)
+        seeded = dataclasses.replace(sampling, seed=sampling.seed + first)
+        for index, text in zip(part, writer.run(seeded), strict=True):
             answers[index] = text
     return answers
 
 
-@torch.no_grad()
-def _greedy_batch(
-    backbone: Backbone,
-    prompts: Sequence[Sequence[int]],
-    new_tokens: int,
-    end_ids: Sequence[int],
-    pieces: Pieces,
-) -> list[list[int]]:
-    device = backbone.device
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    longest, shortest = max(map(len, prompts)), min(map(len, prompts))
-    total = longest + new_tokens
-    ids = torch.zeros(len(prompts), total, dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)] = torch.tensor(prompt)
-    ids = ids.to(device)
-    ends = torch.tensor(list(end_ids), device=device, dtype=torch.int64)
-    decoder = LockstepDecoder(backbone, rows=len(prompts), length=total, pieces=pieces)
-    if shortest > 1:
-        decoder.prefill(ids[:, : shortest - 1])
-    done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    for position in range(shortest - 1, total - 1):
-        chosen = decoder.step(ids[:, position], position).argmax(dim=-1)
-        own = lengths <= position + 1
-        ids[:, position + 1] = torch.where(own, chosen, ids[:, position + 1])
-        done |= own & torch.isin(chosen, ends)
-        done |= lengths + new_tokens <= position + 2
-        if position % _CHECK_EVERY == 0 and bool(done.all()):
-            break
-    return [
-        _until_end(row[len(p) : len(p) + new_tokens], end_ids)
-        for row, p in zip(ids.tolist(), prompts, strict=True)
-    ]
+class _AnswerBatch:
+    """Prompts of different lengths in lockstep: ``ids`` [B, S] holds prompts, then answers."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompts: Sequence[Sequence[int]],
+        limits: AnswerLimits,
+        pieces: Pieces,
+    ) -> None:
+        device = backbone.device
+        self._prompts, self._limits = prompts, limits
+        self._total = max(map(len, prompts)) + limits.new_tokens
+        ids = torch.zeros(len(prompts), self._total, dtype=torch.int64)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)] = torch.tensor(prompt)
+        self._ids = ids.to(device)
+        self._lengths = torch.tensor([len(p) for p in prompts], device=device)
+        self._ends = torch.tensor(list(limits.end_ids), device=device, dtype=torch.int64)
+        self._decoder = LockstepDecoder(
+            backbone, rows=len(prompts), length=self._total, pieces=pieces
+        )
+
+    @torch.no_grad()
+    def run(self, sampling: Sampling) -> list[list[int]]:
+        """The answers, each up to and including its end id."""
+        ids, lengths, count = self._ids, self._lengths, self._limits.new_tokens
+        start = int(lengths.min()) - 1
+        if start > 0:
+            self._decoder.prefill(ids[:, :start])
+        done = torch.zeros_like(lengths, dtype=torch.bool)
+        own_noise = torch.arange(len(lengths), device=ids.device) * self._total
+        for position in range(start, self._total - 1):
+            logits = self._decoder.step(ids[:, position], position)
+            chosen = choose(logits, sampling, own_noise + position + 1)
+            free = lengths <= position + 1
+            ids[:, position + 1] = torch.where(free, chosen, ids[:, position + 1])
+            done |= free & torch.isin(chosen, self._ends)
+            done |= lengths + count <= position + 2
+            if position % _CHECK_EVERY == 0 and bool(done.all()):
+                break
+        return [
+            _until_end(row[len(p) : len(p) + count], self._limits.end_ids)
+            for row, p in zip(ids.tolist(), self._prompts, strict=True)
+        ]
 
 
 def _until_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
