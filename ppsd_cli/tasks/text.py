@@ -54,7 +54,7 @@ def write_round(
     """Let the model write one round. ``progress`` gets the tokens written since its last call
     and returns False to stop, which gives None."""
     decoder = LockstepDecoder(backbone, rows=plan.rows, length=plan.length, pieces=pieces)
-    writer = _Writer(glue, plan, backbone.device, fuse=pieces is not PLAIN)
+    writer = _Writer(glue, plan, backbone.device, fuse=pieces != PLAIN)
     for position in range(plan.length - 1):
         writer.take(position, decoder.step(writer.token_ids[:, position], position))
         if progress is not None and (position + 1) % _REPORT_EVERY == 0:

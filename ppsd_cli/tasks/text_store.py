@@ -140,7 +140,7 @@ def read_text(settings: TextSettings, wish: TextWish) -> list[Sample]:
         for sample in _read_round(path):
             there += len(sample.ids)
             first = int(sample.answers.argmax())
-            question = sample.ids[:first].tobytes() if first else sample.ids.tobytes()
+            question = (sample.ids[:first] if settings.chat else sample.ids).tobytes()
             if sample.answers.any() and question not in seen:
                 seen.add(question)
                 samples.append(sample)

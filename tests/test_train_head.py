@@ -1,0 +1,218 @@
+"""``train-head`` on a tiny model: it learns, resumes, stops, and says what is wrong."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from safetensors.torch import load_file
+from train_models import arguments, curve, save_chat_model, training
+from typer.testing import CliRunner, Result
+
+from ppsd_cli.commands.train_head import train_head
+from ppsd_cli.errors import AssetError, ConfigError, StageError
+from ppsd_cli.model.head_files import read_info
+from ppsd_cli.model.heads import Tap
+from ppsd_cli.tasks.optimize import Schedule
+from ppsd_cli.tasks.train import Trainer
+
+Run = Callable[..., Result]
+DEEP = ("--exit-layer", "2", "--stages", "2", "--lr", "3e-3")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_chat_model(tmp_path_factory.mktemp("chat"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def run(model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command on the tiny model; whatever it raises is raised."""
+    monkeypatch.setenv("PPSD_CACHE", str(cache))
+    app = typer.Typer()
+    app.command()(train_head)
+
+    def call(output: Path, *more: str, on: Path = model) -> Result:
+        result = CliRunner().invoke(app, arguments(on, output, *more))
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == 0, result.output
+        return result
+
+    return call
+
+
+def test_acceptance_rises_clearly_above_the_raw_exit(run: Run, tmp_path: Path) -> None:
+    result = run(tmp_path, *DEEP, "--steps", "60")
+    assert "held-out acceptance top-1" in result.stdout
+    figures = training(tmp_path)["figures"]
+    assert figures["held_out"]["top1"] > figures["raw_exit"]["top1"] + 0.3
+    tops = [figures["held_out"][f"top{k}"] for k in (1, 2, 4, 8)]
+    assert tops == sorted(tops)
+    records = curve(tmp_path)
+    name = "deep-exit2-stages2"
+    assert records[-1]["heads"][name]["loss"] < records[0]["heads"][name]["loss"]
+    assert [r["step"] for r in records] == list(range(5, 61, 5))
+    info = read_info(tmp_path)
+    assert info.taps == (Tap(2, 0), Tap(4, 1))
+    assert load_file(tmp_path / "head.safetensors")["norm"].dtype == torch.bfloat16
+
+
+def test_several_heads_in_one_run(run: Run, tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        *("--steps", "10"),
+        *("--spec", "name=three,split=1-1-2,blocks=1"),
+        *("--spec", "name=small,exit=2,stages=2,vocab=32,lr=1e-4"),
+        *("--spec", "name=plain,exit=1,stages=3,kind=block"),
+        *("--spec", "name=mlp,exit=3,stages=2,kind=mlp,blocks=1"),
+    )
+    taps = {name: read_info(tmp_path / name).taps for name in ("three", "small", "plain", "mlp")}
+    assert taps["three"] == (Tap(1, 0), Tap(2, 1), Tap(4, 2))
+    assert taps["plain"] == (Tap(1, 0),)
+    ids = load_file(tmp_path / "small" / "head.safetensors")["token_ids"]
+    assert len(ids) == 32
+    assert {0, 1, 2} <= set(ids.tolist()), "special tokens are always in"
+    assert training(tmp_path / "small")["lr"] == 1e-4
+
+
+def test_several_exit_layers(run: Run, tmp_path: Path) -> None:
+    run(tmp_path, "--exit-layer", "1,2", "--stages", "2", "--kind", "block", "--steps", "2")
+    assert (tmp_path / "block-exit1-stages2" / "head.json").exists()
+    assert (tmp_path / "block-exit2-stages2" / "head.json").exists()
+
+
+def test_resume_is_bit_exact(run: Run, tmp_path: Path) -> None:
+    """Broken off at step 25 and resumed from that of 20: the weights of 40 steps at one go."""
+    float32 = ("--save-dtype", "float32", "--accumulate", "2")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(whole, *DEEP, "--steps", "40", *float32)
+    with pytest.MonkeyPatch.context() as patch:
+        taken = Trainer._step
+
+        def interrupted(self: Trainer, step: int, factor: float) -> None:
+            if step == 25:
+                raise InterruptedError
+            taken(self, step, factor)
+
+        patch.setattr(Trainer, "_step", interrupted)
+        with pytest.raises(InterruptedError):
+            run(parts, *DEEP, "--steps", "40", *float32)
+    run(parts, *DEEP, "--steps", "40", *float32, "--resume")
+    one, other = (load_file(folder / "head.safetensors") for folder in (whole, parts))
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_resume_refuses_other_settings(run: Run, tmp_path: Path) -> None:
+    run(tmp_path, *DEEP, "--steps", "2")
+    with pytest.raises(ConfigError, match="continue it with --resume"):
+        run(tmp_path, *DEEP, "--steps", "2")
+    with pytest.raises(ConfigError, match="batch_tokens 512, now 256"):
+        run(tmp_path, *DEEP, "--steps", "2", "--resume", "--batch-tokens", "256")
+    with pytest.raises(AssetError, match="nothing to resume"):
+        run(tmp_path / "new", *DEEP, "--steps", "2", "--resume")
+
+
+def test_nan_stops_with_the_step_and_keeps_the_checkpoint(run: Run, tmp_path: Path) -> None:
+    run(tmp_path, *DEEP, "--steps", "20")
+    kept = (tmp_path / "checkpoint.safetensors").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        taken = Trainer._step
+
+        def poisoned(self: Trainer, step: int, factor: float) -> None:
+            taken(self, step, math.nan if step == 22 else factor)
+
+        patch.setattr(Trainer, "_step", poisoned)
+        with pytest.raises(StageError, match=r"step 24: .* not a number.*checkpoint is kept"):
+            run(tmp_path, *DEEP, "--steps", "40", "--resume")
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == kept
+
+
+def test_text_is_reused(run: Run, tmp_path: Path, cache: Path) -> None:
+    run(tmp_path / "one", *DEEP, "--steps", "1")
+    before = {p: p.stat().st_mtime_ns for p in cache.glob("texts/*/round-*.jsonl")}
+    assert before
+    run(tmp_path / "two", *DEEP, "--steps", "1")
+    assert before == {p: p.stat().st_mtime_ns for p in cache.glob("texts/*/round-*.jsonl")}
+    record = json.loads(next(iter(before)).read_text().splitlines()[0])
+    assert set(record) == {"ids", "answers", "greedy"}
+    assert len(record["ids"]) == 64
+
+
+def test_base_model_without_a_template(run: Run, tmp_path: Path) -> None:
+    base = save_chat_model(tmp_path / "base", template=False)
+    run(tmp_path / "out", *DEEP, "--steps", "5", on=base)
+    assert training(tmp_path / "out")["figures"]["held_out"]["count"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ((), "which head"),
+        (("--exit-layer", "4"), "choose 1 to 3"),
+        (("--exit-layer", "x"), "whole numbers"),
+        (("--exit-layer", "2", "--stages", "9"), "choose 2 to 3"),
+        (("--split", "2,1"), "sums to 3"),
+        (("--split", "2,2", "--exit-layer", "1"), "first part 2"),
+        (("--exit-layer", "2", "--kind", "tree"), "mlp, block, deep"),
+        (("--exit-layer", "2", "--blocks", "0"), "--blocks 0"),
+        (("--exit-layer", "2", "--draft-vocab", "9999"), "--draft-vocab 9999"),
+        (("--exit-layer", "2", "--lr", "nan"), "--lr nan"),
+        (("--exit-layer", "2", "--steps", "0"), "--steps 0"),
+        (("--exit-layer", "2", "--context", "4096"), "model's own is 128"),
+        (("--exit-layer", "2", "--dtype", "int8"), "--dtype int8"),
+        (("--spec", "exit=2,colour=red"), "colour=red"),
+        (("--spec", "exit=2,lr=fast"), "lr=fast"),
+        (("--spec", "name=../up,exit=2"), "letters, digits"),
+        (("--spec", "name=a,exit=2", "--spec", "name=a,exit=1"), "two heads are called a"),
+        (("--spec", "exit=2", "--split", "2,2"), "leave out --exit-layer"),
+    ],
+)
+def test_bad_options(run: Run, tmp_path: Path, options: tuple[str, ...], error: str) -> None:
+    with pytest.raises(ConfigError, match=error):
+        run(tmp_path, "--steps", "1", *options)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_143(model: Path, cache: Path, tmp_path: Path) -> None:
+    script = (
+        "import typer, torch; torch.set_num_threads(1); "
+        "from ppsd_cli.commands.train_head import train_head; typer.run(train_head)"
+    )
+    command = [sys.executable, "-c", script, *arguments(model, tmp_path, *DEEP)]
+    command += ["--steps", "100000"]
+    environment = {**os.environ, "PPSD_CACHE": str(cache)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "curve.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 143, errors.decode()
+    assert (tmp_path / "checkpoint.safetensors").exists()
+    assert (tmp_path / "head.json").exists()
+
+
+def test_schedule() -> None:
+    by_steps = Schedule(steps=100, warmup=10)
+    assert by_steps.factor(0, 0.0) == pytest.approx(0.1, rel=0.01)
+    assert by_steps.factor(50, 0.0) == pytest.approx(0.525)
+    assert by_steps.factor(100, 0.0) == pytest.approx(0.05)
+    by_time = Schedule(steps=10_000, warmup=1, time_limit=60.0)
+    assert by_time.factor(10, 30.0) == pytest.approx(0.525)
+    assert by_time.progress(10, 60.0) == 1
