@@ -4,16 +4,19 @@ import os
 import signal
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
 from ppsd_cli import __version__
 from ppsd_cli.commands.generate import generate
+from ppsd_cli.commands.group import Group, ReaderGone
+from ppsd_cli.commands.train_head import train_head
 from ppsd_cli.errors import PpsdError
 
 app = typer.Typer(
     name="ppsd",
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=True,
@@ -38,18 +41,21 @@ def _root(
 
 
 app.command()(generate)
+app.command("train-head")(train_head)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run ``ppsd`` and exit with a code of docs/cli.md."""
     args = sys.argv[1:] if arguments is None else arguments
+    sys.stdout = sys.stdout or _nowhere()
+    sys.stderr = sys.stderr or _nowhere()
     try:
         app(args=args, prog_name="ppsd")
     except PpsdError as error:
         _fail(error, str(error), error.exit_code, args)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderGone):
         _leave_quietly()
     except Exception as error:  # noqa: BLE001 (the last resort, with its own exit code)
         detail = f"internal error: {type(error).__name__}: {error} (--debug shows where)"
@@ -61,6 +67,11 @@ def _fail(error: BaseException, message: str, code: int, args: list[str]) -> Non
         traceback.print_exception(error, file=sys.stderr)
     sys.stderr.write(f"ppsd: {message}\n")
     sys.exit(code)
+
+
+def _nowhere() -> TextIO:
+    """In place of a stream that was closed before we were started."""
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 def _leave_quietly() -> None:

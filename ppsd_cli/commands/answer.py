@@ -219,8 +219,8 @@ def _view(plan: Plan, options: AnswerOptions) -> Iterator[View]:
         console = Console(stderr=True)
         with PlainLines(console, layers=layers, clock=perf_counter, drafting=drafting) as lines:
             yield _Both(plain, lines)
-        return
-    yield plain
+    else:
+        yield plain
     if not options.json and options.output is None:
         _writer(options, terminal=terminal)("\n")
 
