@@ -1,6 +1,7 @@
 """``ppsd train-head``: train draft heads for a model."""
 
 import contextlib
+import os
 import shlex
 import signal
 import sys
@@ -144,7 +145,7 @@ def train_head(  # noqa: PLR0913
 
     if threads is not None:
         torch.set_num_threads(threads)
-    bars = Bars(quiet=quiet)
+    bars = Bars(quiet=quiet or os.environ.get("RANK", "0") != "0")
     place = _device(device)
     number = _dtype("--dtype", dtype, place)
     files = resolve_model(model, revision=revision, offline=offline, progress=bars.say)
@@ -237,8 +238,6 @@ def _numbers(flag: str, text: str) -> list[int]:
 
 def _device(name: str | None) -> "torch.device":
     """The wanted device, or the accelerator that torch finds, or the CPU."""
-    import os
-
     import torch
 
     from ppsd_cli.errors import ConfigError, ResourceError

@@ -105,6 +105,11 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    def leave(self) -> None:
+        """The end of what ``join`` began."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
     def highest(self, values: Sequence[float], device: torch.device) -> list[float]:
         """The largest of each value over all processes: clocks and stop flags must agree."""
         if self.size < 2:

@@ -88,7 +88,9 @@ def train_heads(run: HeadRun, *, bars: Bars, stop: Callable[[], bool]) -> HeadRe
     if run.text.context > spec.context:
         raise ConfigError(f"--context {run.text.context}: the model's own is {spec.context}")
     world = World.join(run.device)
-    _prepare(run)
+    if world.rank == 0:
+        _prepare(run)
+    world.wait()
     tokenizer = load_tokenizer(run.model.folder)
     loader = Loader(Checkpoint(run.model.folder), spec, run.dtype, run.device)
     backbone = Backbone.load(loader)
@@ -119,7 +121,9 @@ def train_heads(run: HeadRun, *, bars: Bars, stop: Callable[[], bool]) -> HeadRe
     outcome = Trainer(job, run.train).run(resume=run.resume)
     if world.rank == 0 and outcome.finished:
         curve.finish(outcome)
-    return HeadResult(outcome.finished, tuple(curve.folders()), outcome.scores)
+    world.leave()
+    written = tuple(curve.folders()) if world.rank == 0 else ()
+    return HeadResult(outcome.finished, written, outcome.scores)
 
 
 def _prepare(run: HeadRun) -> None:
