@@ -1,0 +1,137 @@
+"""The demo model, SmolLM2-135M-Instruct: equal to transformers, and chains equal to plain."""
+
+from typing import Any
+
+import pytest
+import torch
+from models import Run, answer, forced_drafts
+
+from ppsd_cli.assets import ModelFiles
+from ppsd_cli.commands.prompts import encode_chat
+from ppsd_cli.commands.session import ModelChoice, find_model, find_profile, load_tokenizer
+from ppsd_cli.core.events import Outcome
+from ppsd_cli.runtime.local import LocalRunner
+from ppsd_cli.runtime.pipeline import PipelineConfig, local_runner
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+COUNT, SLOTS, CHUNK, LITERAL = 128, 512, 128, 3
+QUESTIONS = [
+    "Why is the sky blue?",
+    "Write a haiku about rain.",
+    "Explain recursion to a child.",
+    "What is the capital of France?",
+    "List five uses for a brick.",
+    "Translate 'good morning' into Spanish.",
+    "Write a Python function that reverses a string.",
+    "Summarise the plot of Romeo and Juliet in three sentences.",
+    "How do vaccines work?",
+    "Give me a recipe for pancakes.",
+    "What is 17 times 23? Think step by step.",
+    "Who wrote The Origin of Species, and why does it matter?",
+    "Compare cats and dogs as pets.",
+    "Describe the water cycle.",
+    "Write a short letter that asks for a refund.",
+    "What are the primary colours?",
+    "Explain how a bicycle stays upright, in detail and with an example from everyday life.",
+    "Name three rivers in Africa.",
+    "What should I pack for a week of hiking in the mountains in autumn?",
+    "Invent a name for a coffee shop and describe it.",
+]
+
+
+@pytest.fixture(scope="module")
+def files() -> ModelFiles:
+    """The demo model; downloaded once into the cache folder."""
+    choice = ModelChoice("smollm2-135m", None, None, False)
+    return find_model(choice, find_profile(choice), None)
+
+
+@pytest.fixture(scope="module")
+def reference(files) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(files.folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def prompts(files) -> list[tuple[int, ...]]:
+    tokenizer = load_tokenizer(files.folder)
+    chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    return [encode_chat(tokenizer, chat) for chat in chats]
+
+
+def runner(files: ModelFiles, split: tuple[int, ...], head: str | None = "raw") -> LocalRunner:
+    config = PipelineConfig(
+        folder=str(files.folder),
+        model_hash=files.model_hash,
+        split=split,
+        devices=("cpu",) * len(split),
+        dtype="float32",
+        slots=SLOTS,
+        chunk=CHUNK,
+        head=head,
+    )
+    return local_runner(config)
+
+
+@pytest.fixture(scope="module")
+def answers(files, prompts) -> list[list[int]]:
+    """Plain greedy decoding of every prompt, 128 tokens also beyond the end of text."""
+    whole = runner(files, (30,), None)
+    return [plain(whole, prompt, COUNT, keep_logits=False).ids for prompt in prompts]
+
+
+def plain(whole: LocalRunner, prompt: tuple[int, ...], count: int, *, keep_logits: bool) -> Run:
+    options = {"context": SLOTS, "chunk": CHUNK, "keep_logits": keep_logits}
+    return answer(whole, prompt, count=count, drafting=False, **options)
+
+
+def test_plain_decoding_is_transformers_greedy_choice_everywhere(reference, prompts, answers):
+    """Each of 20 x 128 tokens is the argmax of transformers' own logits for the text before it.
+
+    By induction over the tokens that is its greedy ``generate``.
+    """
+    for prompt, ids in zip(prompts, answers, strict=True):
+        assert len(ids) == COUNT
+        with torch.inference_mode():
+            logits = reference(torch.tensor([(*prompt, *ids[:-1])])).logits[0, len(prompt) - 1 :]
+        assert logits.argmax(-1).tolist() == ids
+
+
+def test_plain_decoding_equals_transformers_generate(reference, prompts, answers):
+    """Literally, on three prompts."""
+    for prompt, ids in list(zip(prompts, answers, strict=True))[:LITERAL]:
+        made = reference.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=COUNT,
+            do_sample=False,
+            eos_token_id=-1,
+            pad_token_id=0,
+        )
+        assert made[0, len(prompt) :].tolist() == ids
+
+
+@pytest.mark.parametrize("split", [(14, 16), (10, 12, 8), (6, 7, 7, 6, 4)], ids=str)
+def test_chains_are_bit_equal_to_plain_decoding(files, prompts, split):
+    whole, chain = runner(files, (30,), None), runner(files, split)
+    for prompt in (prompts[0], prompts[13]):
+        expected = plain(whole, prompt, 48, keep_logits=True)
+        forced = forced_drafts(expected.ids, "thirds", 49152)
+        options = {"context": SLOTS, "chunk": CHUNK}
+        run = answer(chain, prompt, count=48, forced=forced[:40], **options)
+        assert run.ids == expected.ids
+        assert torch.equal(run.logits, expected.logits)
+        assert run.count(Outcome.ACCEPTED) >= 25
+        assert run.count(Outcome.CORRECTED) >= 12
+
+
+def test_a_long_prompt_in_chunks(files, reference, prompts):
+    """Several chunks through three stages, then the same tokens as plain and as transformers."""
+    prompt = tuple(token for each in prompts for token in each)[: 2 * CHUNK + 60]
+    expected = plain(runner(files, (30,), None), prompt, 12, keep_logits=True)
+    run = answer(runner(files, (10, 12, 8)), prompt, count=12, context=SLOTS, chunk=CHUNK)
+    assert run.ids == expected.ids
+    assert torch.equal(run.logits, expected.logits)
+    with torch.inference_mode():
+        logits = reference(torch.tensor([(*prompt, *run.ids[:-1])])).logits[0, len(prompt) - 1 :]
+    assert logits.argmax(-1).tolist() == run.ids
