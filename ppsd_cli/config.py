@@ -128,6 +128,8 @@ def _check_sampling(s: Settings) -> None:
     for flag, value, low, high, allowed in ranges:
         if value is not None and not low <= value <= high:
             raise ConfigError(f"--{flag} {value}: must be {allowed}")
+    if s.temperature and s.temperature < 1e-6:
+        raise ConfigError(f"--temperature {s.temperature}: too close to 0; use 0 for greedy")
 
 
 def load_profile(name_or_path: str, folders: tuple[Path, ...]) -> Profile:

@@ -140,6 +140,7 @@ def test_flags_go_over_the_profile():
     "settings",
     [
         Settings(temperature=-0.1),
+        Settings(temperature=1e-40),
         Settings(temperature=math.nan),
         Settings(temperature=math.inf),
         Settings(top_k=-1),
