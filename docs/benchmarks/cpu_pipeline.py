@@ -143,9 +143,7 @@ def main() -> None:
     parser.add_argument("--splits", default="15,15 16,14 17,13")
     arguments = parser.parse_args()
     arguments.splits = [tuple(map(int, s.split(","))) for s in arguments.splits.split()]
-    plan = make_plan(
-        ModelChoice(arguments.model, None, None, False), Settings(decoder="ar"), note
-    )
+    plan = make_plan(ModelChoice(arguments.model, None, None, False), Settings(decoder="ar"), note)
     tokenizer = load_tokenizer(plan.files.folder)
     prompts = [encode_chat(tokenizer, [{"role": "user", "content": p}]) for p in PROMPTS]
     samples: dict[str, list[dict]] = {}
