@@ -58,7 +58,8 @@ def run(engine: Engine, prompt: tuple[int, ...], tokens: int, drafting: bool) ->
         "tick_ms": 1e3 * (end - begin) / (last - first),
         "stage_ms": [1e3 * each.median for each in figures.stage_seconds],
         "draft_ms": 1e3 * figures.tick_time.draft if figures.tick_time else None,
-        "acceptance": figures.acceptance_rate,
+        "verified": figures.verified,
+        "accepted": figures.accepted,
         "tokens_per_tick": (len(ids) - 1) / (last - first),
     }
 
