@@ -1,19 +1,31 @@
 """The demo model, SmolLM2-135M-Instruct: equal to transformers, and chains equal to plain."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from models import Run, answer, forced_drafts
 
+import ppsd_cli
 from ppsd_cli.assets import ModelFiles
 from ppsd_cli.commands.prompts import encode_chat
 from ppsd_cli.commands.session import ModelChoice, find_model, find_profile, load_tokenizer
-from ppsd_cli.core.events import Outcome
+from ppsd_cli.core.events import Committed, Outcome
+from ppsd_cli.model.head_files import read_head, read_info
+from ppsd_cli.model.layers import Shape
+from ppsd_cli.model.load import Loader
+from ppsd_cli.model.one_pass import Backbone, backbone_states, head_one_pass
+from ppsd_cli.model.spec_reader import read_spec
+from ppsd_cli.model.weights import Checkpoint
 from ppsd_cli.runtime.local import LocalRunner
 from ppsd_cli.runtime.pipeline import PipelineConfig, local_runner
+from ppsd_cli.runtime.processes import spawn_runner
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+HEADS = Path(ppsd_cli.__file__).parent / "data" / "heads"
+TWO_STAGES, THREE_STAGES = str(HEADS / "smollm2-135m-2stage"), str(HEADS / "smollm2-135m-3stage")
 COUNT, SLOTS, CHUNK, LITERAL = 128, 512, 128, 3
 QUESTIONS = [
     "Why is the sky blue?",
@@ -60,8 +72,8 @@ def prompts(files) -> list[tuple[int, ...]]:
     return [encode_chat(tokenizer, chat) for chat in chats]
 
 
-def runner(files: ModelFiles, split: tuple[int, ...], head: str | None = "raw") -> LocalRunner:
-    config = PipelineConfig(
+def config(files: ModelFiles, split: tuple[int, ...], head: str | None = "raw") -> PipelineConfig:
+    return PipelineConfig(
         folder=str(files.folder),
         model_hash=files.model_hash,
         split=split,
@@ -71,7 +83,10 @@ def runner(files: ModelFiles, split: tuple[int, ...], head: str | None = "raw") 
         chunk=CHUNK,
         head=head,
     )
-    return local_runner(config)
+
+
+def runner(files: ModelFiles, split: tuple[int, ...], head: str | None = "raw") -> LocalRunner:
+    return local_runner(config(files, split, head))
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +138,66 @@ def test_chains_are_bit_equal_to_plain_decoding(files, prompts, split):
         assert torch.equal(run.logits, expected.logits)
         assert run.count(Outcome.ACCEPTED) >= 25
         assert run.count(Outcome.CORRECTED) >= 12
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in stage processes: the thread count decides rounding."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("split", "head"),
+    [((16, 14), TWO_STAGES), ((10, 12, 8), THREE_STAGES), ((6, 7, 7, 6, 4), "raw")],
+    ids=str,
+)
+def test_stage_processes_are_bit_equal_to_plain_decoding(files, prompts, split, head):
+    expected = plain(runner(files, (30,), None), prompts[4], 48, keep_logits=True)
+    chain = spawn_runner(config(files, split, head), port=None)
+    try:
+        run = answer(chain, prompts[4], count=48, context=SLOTS, chunk=CHUNK)
+    finally:
+        chain.close()
+    assert run.ids == expected.ids
+    assert torch.equal(run.logits, expected.logits)
+
+
+@pytest.mark.parametrize(
+    ("split", "head"), [((16, 14), TWO_STAGES), ((10, 10, 10), THREE_STAGES)], ids=str
+)
+def test_shipped_heads_draft_in_the_pipeline_what_training_predicts(files, prompts, split, head):
+    """Guess by guess: accepted exactly where the one-pass forward guesses the model's token."""
+    pipeline = config(files, split, head)
+    chain = local_runner(pipeline)
+    loader = Loader(
+        Checkpoint(files.folder), read_spec(files.folder), torch.float32, torch.device("cpu")
+    )
+    backbone, info = Backbone.load(loader), read_info(Path(head))
+    weights = read_head(Path(head), info, loader, backbone.output.lm_matrix)
+    same = accepted = count = 0
+    for prompt in (prompts[0], prompts[6], prompts[9]):
+        run = answer(chain, prompt, count=64, context=SLOTS, chunk=CHUNK)
+        text = torch.tensor([[*prompt, *run.ids]])
+        tables = backbone.tables(text.shape[1])
+        with torch.inference_mode():
+            states = backbone_states(backbone, text, {t.depth for t in info.taps}, tables)
+            taps = [states[t.depth] for t in info.taps]
+            hidden = head_one_pass(weights, taps, Shape.of(backbone.spec), tables)[0]
+            guesses = weights.output.token_ids[weights.output.logits(hidden).argmax(-1)]
+        hits = guesses[:-1] == text[0, 1:]
+        for event in run.events:
+            if isinstance(event, Committed) and event.outcome is not Outcome.UNDRAFTED:
+                took = event.outcome is Outcome.ACCEPTED
+                same += took == bool(hits[event.position - 1])
+                accepted += took
+                count += 1
+    assert count >= 150
+    assert same >= count - 1
+    assert accepted / count > 0.45
 
 
 def test_a_long_prompt_in_chunks(files, reference, prompts):

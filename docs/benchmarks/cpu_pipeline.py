@@ -5,7 +5,8 @@ Prints, from one alternating run over the same prompts with checked equal token 
 - AR in one process at its best thread count, milliseconds per token;
 - the naive split (AR over the same two one-core processes), milliseconds per token;
 - PPSD over two one-core processes, milliseconds per tick, for several splits;
-- the fixed cost of a tick: the tick minus its slowest stage.
+- the fixed cost of a tick: the tick minus its slowest stage;
+- seconds until two stage processes are ready, the files being in the cache of the system.
 
 Usage: python docs/benchmarks/cpu_pipeline.py [--model smollm2-135m] [--head NAME] > FILE.json
 """
@@ -37,6 +38,7 @@ PROMPTS = [
     "Describe the water cycle to a child.",
 ]
 SAMPLING = Sampling()
+READY: list[float] = []
 
 
 def run(engine: Engine, prompt: tuple[int, ...], tokens: int, drafting: bool) -> dict:
@@ -85,8 +87,12 @@ def contenders(arguments: argparse.Namespace) -> dict[str, tuple[Engine, bool]]:
             context=1024,
             threads=1,
         )
-        engine = open_engine(make_plan(choice, flags, note).config, processes=True)
+        config = make_plan(choice, flags, note).config
+        begin = perf_counter()
+        engine = open_engine(config, processes=True)
         name = "/".join(map(str, split))
+        note(f"{name} ready in {perf_counter() - begin:.2f} s")
+        READY.append(perf_counter() - begin)
         engines[f"naive split {name}"] = (engine, False)
         engines[f"ppsd {name}"] = (engine, True)
     return engines
@@ -97,7 +103,7 @@ def note(line: str) -> None:
     sys.stderr.write(line + "\n")
 
 
-def summarise(samples: dict[str, list[dict]], slowdown: str) -> dict:
+def summarise(samples: dict[str, list[dict]], identical: bool) -> dict:
     """Medians of each contender, and ratios paired prompt by prompt."""
     best = min(
         (n for n in samples if n.startswith("ar")),
@@ -115,14 +121,14 @@ def summarise(samples: dict[str, list[dict]], slowdown: str) -> dict:
         if name.startswith("ppsd"):
             naive = samples[name.replace("ppsd", "naive split")]
             row["draft_ms"] = statistics.median(r["draft_ms"] for r in runs)
-            slowest = max(row["stage_ms"][0] + row["draft_ms"], *row["stage_ms"][1:])
+            slowest = max(row["stage_ms"][0] + row["draft_ms"], *row["stage_ms"][1:])  # medians
             row["fixed_ms"] = row["tick_ms"] - slowest
             row["tick_over_ar"] = paired(runs, samples[best], "tick_ms")
             row["tick_over_naive"] = paired(runs, naive, "tick_ms")
             row["speedup_over_ar"] = 1 / paired(runs, samples[best], "token_ms", "token_ms")
             row["speedup_over_naive"] = 1 / paired(runs, naive, "token_ms", "token_ms")
         table[name] = row
-    return {"best_ar": best, "identical": slowdown, "figures": table}
+    return {"best_ar": best, "identical": identical, "figures": table}
 
 
 def paired(runs: list[dict], others: list[dict], key: str, own: str | None = None) -> float:
@@ -164,6 +170,7 @@ def main() -> None:
     ]
     identical = all(ids == one_thread[0] for ids in one_thread)
     report = summarise(samples, identical) | {
+        "ready_seconds": READY,
         "command": " ".join(sys.argv),
         "versions": versions(),
         "hardware": hardware(("cpu",), 1),

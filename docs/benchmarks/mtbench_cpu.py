@@ -59,9 +59,7 @@ def hf_run(model, prompt: tuple[int, ...], tokens: int) -> dict:
 
 def predicted(plan: Plan, answers: list[tuple[tuple[int, ...], list[int]]]) -> float:
     """Share of answer tokens after the first that the head guesses in one pass."""
-    loader = Loader(
-        Checkpoint(plan.files.folder), plan.spec, torch.float32, torch.device("cpu")
-    )
+    loader = Loader(Checkpoint(plan.files.folder), plan.spec, torch.float32, torch.device("cpu"))
     backbone, folder = Backbone.load(loader), Path(str(plan.config.head))
     info = read_info(folder)
     head = read_head(folder, info, loader, backbone.output.lm_matrix)
@@ -77,7 +75,7 @@ def predicted(plan: Plan, answers: list[tuple[tuple[int, ...], list[int]]]) -> f
         if head.output.token_ids is not None:
             guess = head.output.token_ids[guess]
         start = len(prompt)
-        hits += int((guess[start : -2] == text[0, start + 1 : -1]).sum())
+        hits += int((guess[start:-2] == text[0, start + 1 : -1]).sum())
         count += len(ids) - 2
     return hits / count
 
@@ -157,7 +155,9 @@ def summarise(plan: Plan, samples: dict[str, list[dict]], prompts: list[tuple[in
             if name != "ppsd"
         },
         "answers_equal_to_ar": {
-            name: sum(a["ids"] == b["ids"] for a, b in zip(r, samples["ar, threads 1"], strict=True))
+            name: sum(
+                a["ids"] == b["ids"] for a, b in zip(r, samples["ar, threads 1"], strict=True)
+            )
             for name, r in samples.items()
         },
         "answers": len(prompts),

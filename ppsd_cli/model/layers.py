@@ -2,8 +2,7 @@
 
 Shapes: W rows (tokens of this call), H hidden, N query heads, M key/value heads, G = N / M,
 D head dimension, F intermediate. A leading batch dimension is allowed in ``project`` and
-``finish``. Every matrix is kept as [in, out]: on a CPU row-times-matrix over that layout reads
-memory about 1.3 times as fast as over [out, in] (docs/architecture.md).
+``finish``. Every matrix has the shape [in, out]; ``load.lay_out`` decides its order in memory.
 """
 
 from collections.abc import Callable
