@@ -52,6 +52,11 @@ def balance(layers: int, extra: list[float]) -> tuple[int, ...]:
     return tuple(counts)
 
 
+def default_stages(layers: int, exit_layer: int) -> int:
+    """Stages of about the first one's size, at least two."""
+    return max(2, round(layers / exit_layer))
+
+
 def check_split(split: tuple[int, ...], layers: int, exit_layer: int | None) -> None:
     """Raise ConfigError where an explicit split cannot be."""
     if sum(split) != layers:

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ppsd_cli.config import parse_split
 from ppsd_cli.errors import ConfigError
 from ppsd_cli.model.heads import Tap
 from ppsd_cli.model.spec import ModelSpec
+from ppsd_cli.runtime.placement import check_split, choose_split, costs_of, default_stages
 
 TRAINABLE = ("mlp", "block", "deep")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -79,7 +81,7 @@ _READERS: dict[str, Any] = {
     "name": str,
     "exit": int,
     "stages": int,
-    "split": lambda text: tuple(int(part) for part in text.split("-")),
+    "split": lambda text: parse_split(text.replace("-", ",")),
     "kind": str,
     "blocks": int,
     "vocab": lambda text: None if text == "full" else int(text),
@@ -119,44 +121,20 @@ def _plan(wish: HeadWish, spec: ModelSpec) -> HeadPlan:
 
 
 def _split(wish: HeadWish, spec: ModelSpec) -> tuple[int, ...]:
-    layers = spec.layers
+    """The split as ``generate`` will choose it for this head, or the one that was asked for."""
     if wish.split is not None:
-        split = wish.split
-        if min(split) < 1 or sum(split) != layers:
-            raise ConfigError(
-                f"--split {','.join(map(str, split))} sums to {sum(split)}; the model has "
-                f"{layers} layers, and each stage needs one or more"
-            )
-        if wish.exit is not None and wish.exit != split[0]:
-            raise ConfigError(f"--exit-layer {wish.exit} is not the split's first part {split[0]}")
-        if wish.stages is not None and wish.stages != len(split):
-            raise ConfigError(f"--stages {wish.stages} is not the split's {len(split)}")
-        if len(split) < 2:
+        check_split(wish.split, spec.layers, wish.exit)
+        if wish.stages not in (None, len(wish.split)):
+            raise ConfigError(f"--stages {wish.stages} is not the split's {len(wish.split)}")
+        if len(wish.split) < 2:
             raise ConfigError("--split needs two stages or more")
-        return split
+        return wish.split
     if wish.exit is None:
         raise ConfigError("which exit layer? give --exit-layer, --split or exit= in --spec")
-    if not 1 <= wish.exit < layers:
-        raise ConfigError(
-            f"--exit-layer {wish.exit} is out of range for this {layers}-layer model; "
-            f"choose 1 to {layers - 1}"
-        )
-    most = layers - wish.exit + 1
-    stages = wish.stages or min(most, max(2, round(layers / wish.exit)))
-    if not 2 <= stages <= most:
-        raise ConfigError(f"--stages {stages} with exit layer {wish.exit}: choose 2 to {most}")
-    return (wish.exit, *rest_by_cost(spec, layers - wish.exit, stages - 1))
-
-
-def rest_by_cost(spec: ModelSpec, layers: int, stages: int) -> tuple[int, ...]:
-    """``layers`` over ``stages`` of about equal weight bytes; the last has the LM matrix."""
-    h, d = spec.hidden, spec.head_dim
-    layer = h * d * (2 * spec.heads + 2 * spec.kv_heads) + 3 * h * spec.intermediate
-    extra = h * spec.vocabulary / layer
-    parts = []
-    for left in range(stages, 1, -1):
-        share = round((layers + extra) / left)
-        part = max(1, min(share, layers - (left - 1)))
-        parts.append(part)
-        layers -= part
-    return (*parts, layers)
+    if wish.exit < 1:
+        raise ConfigError(f"--exit-layer {wish.exit}: choose 1 to {spec.layers - 1}")
+    stages = default_stages(spec.layers, wish.exit) if wish.stages is None else wish.stages
+    if stages < 2:
+        raise ConfigError(f"--stages {stages}: a draft head needs two stages or more")
+    costs = costs_of(spec, blocks=wish.blocks, draft_vocab=wish.vocab, drafting=True)
+    return choose_split(spec.layers, stages=stages, exit_layer=wish.exit, costs=costs)
