@@ -8,8 +8,9 @@ import pytest
 import torch
 from train_models import save_chat_model, write_lines
 
+from ppsd_cli.assets.tokenizer import load_tokenizer
 from ppsd_cli.errors import AssetError
-from ppsd_cli.tasks.chat import load_tokenizer, read_glue
+from ppsd_cli.tasks.chat import read_glue
 from ppsd_cli.tasks.data_file import read_data
 from ppsd_cli.tasks.dataset import Batches, BatchSettings, Sample, held_out, rung
 from ppsd_cli.tasks.text_store import spans

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from ui_chain import TICK, Chain
 
-from ppsd_cli.errors import AssetError
-from ppsd_cli.ui.trace import TraceWriter, check_writable
+from ppsd_cli.errors import AssetError, ResourceError
+from ppsd_cli.files import check_writable
+from ppsd_cli.ui.trace import TraceWriter
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_failed_write_leaves_the_old_file(
     path = tmp_path / "trace.json"
     path.write_text("old")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(AssetError, match="No space left"):
+    with pytest.raises(ResourceError, match="no space left"):
         writer.write(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -1,4 +1,4 @@
-"""Where models and prompts come from: a path, the hub, a file inside a PyPI wheel.
+"""Where models come from: a path, the hub, a file inside a PyPI wheel.
 
 Importing this loads neither torch nor transformers.
 """

@@ -1,21 +1,20 @@
 """The cache folder, and how things get into it: complete or not at all."""
 
 import contextlib
-import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ppsd_cli.errors import AssetError, PpsdError, ResourceError
+from ppsd_cli import files
+from ppsd_cli.errors import AssetError, PpsdError
 
 try:
     import fcntl
 except ImportError:  # Windows: no lock, the rename alone decides who wins
     fcntl = None  # type: ignore[assignment]
 
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_REMEDY = "set PPSD_CACHE to another folder"
 
 
 def cache_folder() -> Path:
@@ -32,19 +31,12 @@ def cache_folder() -> Path:
 
 def make_folder(folder: Path) -> Path:
     """Create ``folder`` (and parents); AssetError when that is not possible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(folder, error) from error
-    return folder
+    return files.make_folder(folder, _REMEDY)
 
 
 def storage_error(place: Path, error: OSError) -> PpsdError:
     """The user-facing error for a failed write under ``place``."""
-    if error.errno in _FULL_DISK:
-        return ResourceError(f"no space left in {place}; free some or set PPSD_CACHE elsewhere")
-    reason = error.strerror or type(error).__name__
-    return AssetError(f"cannot write in {place}: {reason}; set PPSD_CACHE to another folder")
+    return files.write_error(place, error, _REMEDY)
 
 
 @contextlib.contextmanager
@@ -67,8 +59,10 @@ def locked(place: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def scratch_folder(place: Path) -> Iterator[Path]:
     """A temporary folder beside ``place``, removed at the end if it is still there."""
+    make_folder(place.parent)
+    scratch = files.beside(place)
     try:
-        scratch = Path(tempfile.mkdtemp(dir=make_folder(place.parent), prefix=f".{place.name}."))
+        scratch.mkdir()
     except OSError as error:
         raise storage_error(place.parent, error) from error
     try:
@@ -82,27 +76,13 @@ def publish(temporary: Path, place: Path) -> None:
 
     When another process has put a folder there first, its result stays and ours is dropped.
     """
-    files = [temporary] if temporary.is_file() else [p for p in temporary.rglob("*") if p.is_file()]
+    whole = [temporary] if temporary.is_file() else [p for p in temporary.rglob("*") if p.is_file()]
     try:
-        for file in files:
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
-        if temporary.is_dir():
-            _set_mode(temporary, 0o777)
+        for file in whole:
+            files.sync(file)
         temporary.replace(place)
     except OSError as error:
         if temporary.is_dir() and place.is_dir():
             return
         raise storage_error(place.parent, error) from error
-    with contextlib.suppress(OSError):
-        number = os.open(place.parent, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
-
-
-def _set_mode(path: Path, mode: int) -> None:
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(mode & ~mask)
+    files.sync_folder(place.parent)

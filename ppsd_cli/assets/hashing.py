@@ -4,12 +4,11 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 
-from ppsd_cli.assets.cache import cache_folder
-from ppsd_cli.errors import AssetError
+from ppsd_cli.assets.cache import cache_folder, make_folder
+from ppsd_cli.errors import AssetError, PpsdError
+from ppsd_cli.files import replace_bytes
 from ppsd_cli.model.shards import weight_files
 from ppsd_cli.model.spec_reader import read_spec
 
@@ -69,12 +68,6 @@ def _remember(key: str, entry: _Entry) -> None:
     """Add one entry and drop those of deleted files; a cache that cannot be written is no error."""
     known = {path: old for path, old in _read_known().items() if Path(path).exists()}
     known[key] = entry
-    with contextlib.suppress(OSError):
-        _store().parent.mkdir(parents=True, exist_ok=True)
-        number, name = tempfile.mkstemp(dir=_store().parent, prefix=".hashes.")
-        try:
-            with os.fdopen(number, "w") as file:
-                json.dump(known, file)
-            Path(name).replace(_store())
-        finally:
-            Path(name).unlink(missing_ok=True)
+    with contextlib.suppress(PpsdError):
+        make_folder(_store().parent)
+        replace_bytes(_store(), json.dumps(known).encode())

@@ -11,23 +11,24 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
+from ppsd_cli.assets.tokenizer import load_tokenizer
 from ppsd_cli.commands.prompts import PromptSource, check_length, encode_prompt, read_prompt
 from ppsd_cli.commands.report import answer_report
-from ppsd_cli.commands.session import ModelChoice, Plan, load_tokenizer, make_plan, start_engine
+from ppsd_cli.commands.session import ModelChoice, Plan, make_plan, start_engine
 from ppsd_cli.commands.signals import Interrupted, Signals
 from ppsd_cli.config import DEFAULT_MAX_NEW_TOKENS, Settings
 from ppsd_cli.core.events import Committed, Event, Finished, FinishReason
 from ppsd_cli.core.plan import Sampling
 from ppsd_cli.core.schedule import Limits
-from ppsd_cli.core.stats import RunStats, StatsBuilder
+from ppsd_cli.core.stats import StatsBuilder
 from ppsd_cli.errors import ConfigError, PpsdError
-from ppsd_cli.files import replace_bytes
+from ppsd_cli.files import check_writable, replace_bytes
 from ppsd_cli.runtime.engine import Drafting, Engine
 from ppsd_cli.runtime.torchrun import is_torchrun, is_worker, join_warnings, serve_worker
 from ppsd_cli.ui.live import LiveView, PlainLines
 from ppsd_cli.ui.summary import final_line
 from ppsd_cli.ui.text import TextStream, escape_controls
-from ppsd_cli.ui.trace import TraceWriter, check_writable
+from ppsd_cli.ui.trace import TraceWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,11 +262,8 @@ def _save(answer: Answer, plan: Plan, options: AnswerOptions, say: Callable[[str
         sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n")
         sys.stdout.flush()
     elif answer.error is None:
-        say(_closing(answer, stats, plan))
-
-
-def _closing(answer: Answer, stats: RunStats, plan: Plan) -> str:
-    return final_line(stats, decoder=plan.decoder, tokens_per_second=answer.tokens_per_second)
+        speed = answer.tokens_per_second
+        say(final_line(stats, decoder=plan.decoder, tokens_per_second=speed))
 
 
 def _exit_code(answer: Answer) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ppsd_cli.assets.tokenizer import encode, render
 from ppsd_cli.errors import AssetError, ConfigError
 
 
@@ -52,7 +53,10 @@ def encode_prompt(tokenizer: Any, prompt: str, source: PromptSource) -> tuple[in
         messages = [{"role": "user", "content": prompt}]
         if source.system is not None:
             messages.insert(0, {"role": "system", "content": source.system})
-        return encode_chat(tokenizer, messages)
+        try:
+            return encode_chat(tokenizer, messages)
+        except AssetError as error:
+            raise AssetError(f"{error}; use --no-chat-template") from error
     if source.system is not None:
         raise ConfigError("--system needs a chat template; this model has none, or it is off")
     ids = tokenizer(prompt)["input_ids"]
@@ -63,14 +67,7 @@ def encode_prompt(tokenizer: Any, prompt: str, source: PromptSource) -> tuple[in
 
 def encode_chat(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[int, ...]:
     """Token ids of a conversation, up to where the assistant's answer begins."""
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # noqa: BLE001 (a template is a program of the model's author)
-        line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise AssetError(
-            f"the model's chat template refuses this conversation: {line}; use --no-chat-template"
-        ) from error
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return tuple(encode(tokenizer, render(tokenizer, messages)))
 
 
 def check_length(prompt_tokens: int, context: int) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ppsd_cli
 from ppsd_cli.assets import ModelFiles, WheelSource, resolve_model
+from ppsd_cli.assets.tokenizer import load_tokenizer  # noqa: F401 (docs/benchmarks)
 from ppsd_cli.config import Profile, Settings, check, load_profile, profile_names
 from ppsd_cli.errors import AssetError, ConfigError
 from ppsd_cli.model.head_files import HeadInfo, check_fit, read_info
@@ -22,7 +22,7 @@ from ppsd_cli.runtime.engine import (
     open_engine,
 )
 from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
-from ppsd_cli.runtime.placement import check_split, choose_split, costs_of
+from ppsd_cli.runtime.placement import check_split, choose_split, costs_of, default_stages
 
 DEFAULT_CONTEXT = 8192
 _PACKAGE = Path(ppsd_cli.__file__).parent
@@ -219,7 +219,7 @@ def _stage_count(
     if info is not None:
         return info.stages
     if exit_layer is not None:
-        return max(2, round(spec.layers / exit_layer))
+        return default_stages(spec.layers, exit_layer)
     return 2 if drafting else 1
 
 
@@ -231,19 +231,6 @@ def _context(settings: Settings, spec: ModelSpec) -> int:
             f"--context {settings.context}: the model was made for at most {spec.context} tokens"
         )
     return settings.context
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The model's tokenizer, from its own files only; AssetError when they are unusable."""
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise AssetError(f"{folder}: cannot load the tokenizer: {line}") from error
 
 
 def start_engine(plan: Plan, port: int | None) -> "Future[Engine]":

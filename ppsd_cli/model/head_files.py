@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppsd_cli.errors import AssetError
-from ppsd_cli.files import replace_bytes
+from ppsd_cli.files import make_folder, replace_bytes
 from ppsd_cli.model.heads import DeepWeights, HeadWeights, MlpWeights, Tap
 from ppsd_cli.model.layers import LayerWeights
 from ppsd_cli.model.load import Loader
@@ -235,7 +235,7 @@ def write_head(folder: Path, info: HeadInfo, weights: HeadWeights) -> None:
     if weights.deep is not None:
         tensors |= {f"deep.{f}": getattr(weights.deep, f) for f in ("norms", "kv", "fuse")}
     packed = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     save_tensors(folder / "head.safetensors", packed, {"format": "ppsd-head"})
     description = {
         "format_version": FORMAT_VERSION,

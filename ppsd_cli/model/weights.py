@@ -3,10 +3,7 @@
 Reads only what is asked for, so a stage process never holds other stages' weights.
 """
 
-import contextlib
 import errno
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ppsd_cli.errors import AssetError, ResourceError
+from ppsd_cli.errors import AssetError
+from ppsd_cli.files import replacing
 from ppsd_cli.model.shards import SINGLE, weight_files
 
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1}
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Checkpoint:
@@ -118,43 +115,13 @@ def save_tensors(
 
     ResourceError when the disk is full, AssetError when the place cannot be written.
     """
-    temporary: Path | None = None
-    try:
-        number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(number)
-        temporary = Path(name)
-        ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(ready, temporary, dict(metadata))
-        _replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise _write_error(path, error) from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    """Make ``temporary`` durable, give it the usual permissions and rename it to ``path``."""
-    mask = os.umask(0)
-    os.umask(mask)
-    temporary.chmod(0o666 & ~mask)
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    with contextlib.suppress(OSError):  # not every platform lets a folder be opened
-        number = os.open(path.parent, os.O_RDONLY)
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
         try:
-            os.fsync(number)
-        finally:
-            os.close(number)
-
-
-def _write_error(path: Path, error: Exception) -> AssetError | ResourceError:
-    full = isinstance(error, OSError) and error.errno in _FULL_DISK
-    if full or "No space left" in str(error):
-        return ResourceError(f"no space left to write {path}; free some or choose another place")
-    return AssetError(f"cannot write {path}: {_line(error)}; choose a folder that can be written")
+            save_file(ready, temporary, dict(metadata))
+        except SafetensorError as error:
+            number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+            raise OSError(number, _line(error)) from error
 
 
 def _open(path: Path) -> Any:

@@ -1,11 +1,10 @@
 """Chat templates as token ids: the opening of a conversation and the glue between its turns."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppsd_cli.errors import AssetError
+from ppsd_cli.assets.tokenizer import encode, load_tokenizer, render  # noqa: F401 (docs/benchmarks)
 from ppsd_cli.model.spec_reader import read_eos_ids
 
 _MARKS = ("QUESTIONMARK", "ANSWERMARK", "NEXTMARK")
@@ -26,23 +25,6 @@ class ChatGlue:
     """Ids that end a turn when the model chooses them."""
     banned: tuple[int, ...]
     """Special ids that the model must not write."""
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder; AssetError when there is none."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AssetError(f"{folder}: no usable tokenizer ({line})") from error
-
-
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of ``text`` as it stands; special tokens in it are recognised, none are added."""
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-    return ids
 
 
 def read_glue(tokenizer: Any, folder: Path) -> ChatGlue:
@@ -87,17 +69,5 @@ def _template_parts(tokenizer: Any) -> tuple[str, str, str] | None:
         return None
     opening, to_answer = first.split(question)
     to_question = whole.split(answer)[-1].split(following)[0]
-    return opening, to_answer, to_question
-
-
-def render(tokenizer: Any, messages: Sequence[dict[str, str]], *, ask: bool = True) -> str:
-    """A conversation as text; ``ask`` adds the opening of the answer. AssetError on failure."""
-    import jinja2
-
-    try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=ask
-        )
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise AssetError(f"the chat template refuses a conversation: {error}") from error
-    return text
+    parts = opening, to_answer, to_question
+    return parts if all(parts) else None

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ppsd_cli.assets.tokenizer import encode, render
 from ppsd_cli.errors import AssetError
-from ppsd_cli.tasks.chat import encode, render
 from ppsd_cli.tasks.dataset import Sample
 
 

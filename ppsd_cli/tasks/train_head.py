@@ -10,13 +10,15 @@ from typing import Any
 import torch
 
 from ppsd_cli.assets import ModelFiles
-from ppsd_cli.errors import AssetError, ConfigError, ResourceError
+from ppsd_cli.assets.tokenizer import load_tokenizer
+from ppsd_cli.errors import AssetError, ConfigError
+from ppsd_cli.files import append_line, check_writable, make_folder
 from ppsd_cli.model.head_files import HeadInfo, write_head
 from ppsd_cli.model.load import Loader
 from ppsd_cli.model.one_pass import Backbone, Pieces
 from ppsd_cli.model.spec_reader import read_spec
 from ppsd_cli.model.weights import Checkpoint
-from ppsd_cli.tasks.chat import load_tokenizer, read_glue
+from ppsd_cli.tasks.chat import ChatGlue, read_glue
 from ppsd_cli.tasks.checkpoint import FILE, Progress
 from ppsd_cli.tasks.data_file import read_data
 from ppsd_cli.tasks.dataset import Batches, BatchSettings, Sample, held_out
@@ -92,13 +94,16 @@ def train_heads(run: HeadRun, *, bars: Bars, stop: Callable[[], bool]) -> HeadRe
         _prepare(run)
     world.wait()
     tokenizer = load_tokenizer(run.model.folder)
+    glue = read_glue(tokenizer, run.model.folder)
+    samples = None if run.text.data is None else _given(run.text.data, run, tokenizer, bars)
     loader = Loader(Checkpoint(run.model.folder), spec, run.dtype, run.device)
     backbone = Backbone.load(loader)
-    samples = _samples(run, backbone, tokenizer, world, bars, stop)
+    if samples is None:
+        samples = _self_written(run, backbone, glue, world, bars, stop)
     if samples is None:
         return HeadResult(False, (), ())
     rest, kept = held_out(samples, run.text.held_out)
-    ends = read_glue(tokenizer, run.model.folder).ends
+    ends = glue.ends
     special = [i for i in tokenizer.all_special_ids if i is not None]
     heads = make_heads(plans, backbone, rest, {*ends, *special})
     # Compiled code wants chunks of one size; otherwise padding would only cost time.
@@ -128,13 +133,7 @@ def train_heads(run: HeadRun, *, bars: Bars, stop: Callable[[], bool]) -> HeadRe
 
 def _prepare(run: HeadRun) -> None:
     """Make the output folder; refuse to overwrite another run's checkpoint."""
-    try:
-        run.output.mkdir(parents=True, exist_ok=True)
-        probe = run.output / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ResourceError(f"cannot write in {run.output}: {error.strerror or error}") from error
+    check_writable(make_folder(run.output) / FILE)
     if (run.output / FILE).exists() and not run.resume:
         raise ConfigError(
             f"{run.output} holds the checkpoint of a run: continue it with --resume, "
@@ -142,22 +141,25 @@ def _prepare(run: HeadRun) -> None:
         )
 
 
-def _samples(
+def _given(data: Path, run: HeadRun, tokenizer: Any, bars: Bars) -> list[Sample]:
+    """Training texts of ``--data``."""
+    text = run.text
+    found = read_data(data, tokenizer, context=text.context, skip_bad=text.skip_bad)
+    if found.skipped:
+        bars.say(f"{data}: {found.skipped} bad lines skipped")
+    return found.samples
+
+
+def _self_written(
     run: HeadRun,
     backbone: Backbone,
-    tokenizer: Any,
+    glue: ChatGlue,
     world: World,
     bars: Bars,
     stop: Callable[[], bool],
 ) -> list[Sample] | None:
-    """Training texts from ``--data`` or the model itself; None when stopped meanwhile."""
+    """Training texts by the model itself; None when stopped meanwhile."""
     source = run.text
-    if source.data is not None:
-        found = read_data(source.data, tokenizer, context=source.context, skip_bad=source.skip_bad)
-        if found.skipped:
-            bars.say(f"{source.data}: {found.skipped} bad lines skipped")
-        return found.samples
-    glue = read_glue(tokenizer, run.model.folder)
     settings = TextSettings(
         model_hash=run.model.model_hash,
         context=source.context,
@@ -236,8 +238,7 @@ class Curve:
             "tokens_per_second": round(report.tokens_per_second),
             "heads": heads,
         }
-        with (self._run.output / "curve.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self._run.output / "curve.jsonl", json.dumps(record))
         self._bars.training(report)
 
     def save(self, progress: Progress) -> None:

@@ -1,34 +1,15 @@
 """Chrome trace of a run: opens in Perfetto and in ``chrome://tracing``."""
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ppsd_cli.core.events import Committed, Entered, Event, Flushed, Ticked, Verified
-from ppsd_cli.errors import AssetError
+from ppsd_cli.files import replace_bytes
 
 _PID = 1
 TraceEvent = dict[str, Any]
-
-
-def check_writable(path: Path) -> None:
-    """Raise ``AssetError`` unless a file can be written at ``path``; an old file is left alone."""
-    if path.is_dir():
-        raise AssetError(f"cannot write {path}: it is a folder; name a file")
-    if not path.parent.is_dir():
-        raise AssetError(f"cannot write {path}: folder {path.parent} does not exist")
-    try:
-        if _replaceable(path):
-            with tempfile.TemporaryFile(dir=path.resolve().parent):
-                pass
-        elif not os.access(path, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        raise AssetError(f"cannot write {path}: {error.strerror}") from error
 
 
 class TraceWriter:
@@ -74,7 +55,8 @@ class TraceWriter:
 
     def write(self, path: Path) -> None:
         """Write the trace; the file is complete or, after an error, as it was before."""
-        _write_atomically(path, json.dumps(self.events(), separators=(",", ":")) + "\n")
+        text = json.dumps(self.events(), separators=(",", ":")) + "\n"
+        replace_bytes(path, text.encode())
 
     def _names(self) -> Iterator[TraceEvent]:
         yield {"ph": "M", "pid": _PID, "name": "process_name", "args": {"name": "ppsd"}}
@@ -140,41 +122,3 @@ def _slice(name: str, tid: int, seconds: tuple[float, float]) -> TraceEvent:
     begin, end = seconds
     duration = round(max(end - begin, 0.0) * 1e6, 3)
     return {"name": name, "ph": "X", "pid": _PID, "tid": tid, "ts": begin * 1e6, "dur": duration}
-
-
-def _replaceable(path: Path) -> bool:
-    """Whether ``path`` is an ordinary file or free; a device or pipe is written in place."""
-    return path.is_file() or not path.exists()
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Write beside the target, then rename; raise ``AssetError`` when that fails."""
-    temporary: str | None = None
-    try:
-        if not _replaceable(path):
-            path.write_text(text, encoding="utf-8")
-            return
-        target = path.resolve()
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, _mode(target))
-        os.replace(temporary, target)
-        temporary = None
-    except OSError as error:
-        raise AssetError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-
-
-def _mode(target: Path) -> int:
-    """Permissions for the new file: those of the old one, else what the umask leaves."""
-    with contextlib.suppress(FileNotFoundError):
-        return target.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
