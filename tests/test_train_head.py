@@ -21,6 +21,7 @@ from ppsd_cli.commands.train_head import train_head
 from ppsd_cli.errors import AssetError, ConfigError, StageError
 from ppsd_cli.model.head_files import read_info
 from ppsd_cli.model.heads import Tap
+from ppsd_cli.model.one_pass import Backbone
 from ppsd_cli.tasks.optimize import Schedule
 from ppsd_cli.tasks.train import Trainer
 
@@ -165,15 +166,28 @@ def test_base_model_without_a_template(run: Run, tmp_path: Path) -> None:
     [
         ((), "which head"),
         (("--exit-layer", "4"), "choose 1 to 3"),
+        (("--exit-layer", "0"), "choose 1 to 3"),
         (("--exit-layer", "x"), "whole numbers"),
-        (("--exit-layer", "2", "--stages", "9"), "choose 2 to 3"),
-        (("--split", "2,1"), "sums to 3"),
-        (("--split", "2,2", "--exit-layer", "1"), "first part 2"),
+        (("--exit-layer", "2", "--stages", "0"), "--stages 0"),
+        (("--exit-layer", "2", "--stages", "1"), "two stages"),
+        (("--exit-layer", "3", "--stages", "3"), "leaves 1 layers"),
+        (("--exit-layer", "2", "--stages", "9"), "only 4 layers"),
+        (("--split", "2,1"), "adds up to 3"),
+        (("--split", "2,x"), "10,10,10"),
+        (("--split", "4,0"), "at least one layer"),
+        (("--spec", "split=4-0"), "at least one layer"),
+        (("--spec", "split=4"), "two stages"),
+        (("--split", "2,2", "--stages", "3"), "not the split's 2"),
+        (("--split", "2,2", "--exit-layer", "1"), "disagree"),
         (("--exit-layer", "2", "--kind", "tree"), "mlp, block, deep"),
         (("--exit-layer", "2", "--blocks", "0"), "--blocks 0"),
         (("--exit-layer", "2", "--draft-vocab", "9999"), "--draft-vocab 9999"),
         (("--exit-layer", "2", "--lr", "nan"), "--lr nan"),
         (("--exit-layer", "2", "--steps", "0"), "--steps 0"),
+        (("--exit-layer", "2", "--seed", "-1"), "--seed -1"),
+        (("--exit-layer", "2", "--weight-decay", "-1"), "--weight-decay -1"),
+        (("--exit-layer", "2", "--weight-decay", "nan"), "--weight-decay nan"),
+        (("--exit-layer", "2", "--text-seconds", "nan"), "--text-seconds nan"),
         (("--exit-layer", "2", "--context", "4096"), "model's own is 128"),
         (("--exit-layer", "2", "--dtype", "int8"), "--dtype int8"),
         (("--spec", "exit=2,colour=red"), "colour=red"),
@@ -186,6 +200,38 @@ def test_base_model_without_a_template(run: Run, tmp_path: Path) -> None:
 def test_bad_options(run: Run, tmp_path: Path, options: tuple[str, ...], error: str) -> None:
     with pytest.raises(ConfigError, match=error):
         run(tmp_path, "--steps", "1", *options)
+
+
+def test_the_model_may_be_an_alias(run: Run, model: Path, tmp_path: Path, monkeypatch) -> None:
+    profiles = tmp_path / "ppsd" / "profiles"
+    profiles.mkdir(parents=True)
+    (profiles / "mine.yaml").write_text(f"name: mine\nmodel: {model}\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    run(tmp_path / "out", *DEEP, "--steps", "1", on=Path("mine"))
+    assert read_info(tmp_path / "out").model_name == model.name
+    with pytest.raises(AssetError, match="known aliases: mine"):
+        run(tmp_path / "out", *DEEP, on=Path("yours"))
+
+
+def test_data_is_read_before_the_weights(run: Run, tmp_path: Path, monkeypatch) -> None:
+    def load(_loader: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Backbone, "load", load)
+    with pytest.raises(AssetError, match="No such file"):
+        run(tmp_path, *DEEP, "--data", str(tmp_path / "none.jsonl"))
+
+
+def test_measurements_between_reports(run: Run, tmp_path: Path) -> None:
+    run(tmp_path, *DEEP, "--steps", "8", "--log-every", "5", "--eval-every", "3")
+    scored = {r["step"]: "held_out" in next(iter(r["heads"].values())) for r in curve(tmp_path)}
+    assert scored == {3: True, 5: False, 6: True}
+
+
+def test_an_output_that_is_no_folder(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(AssetError, match="cannot write"):
+        run(tmp_path / "file", *DEEP)
 
 
 @pytest.mark.slow

@@ -20,11 +20,16 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """While entered, SIGINT and SIGTERM raise ``Interrupted`` once, then kill at once."""
+    """While entered, the first SIGINT or SIGTERM is noted, the second ends the process at once.
 
-    def __init__(self) -> None:
+    The first raises ``Interrupted`` too, unless ``raising`` is false: then whoever works has to
+    look at ``number``.
+    """
+
+    def __init__(self, *, raising: bool = True) -> None:
         self._previous: dict[int, Any] = {}
-        self._seen = False
+        self._raising = raising
+        self.number: int | None = None
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -42,7 +47,8 @@ class Signals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self._seen:
+        if self.number is not None:
             os._exit(128 + number)
-        self._seen = True
-        raise Interrupted(number)
+        self.number = number
+        if self._raising:
+            raise Interrupted(number)

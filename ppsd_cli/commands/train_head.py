@@ -5,25 +5,23 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ppsd_cli.commands import options
 
 if TYPE_CHECKING:
     import torch
 
     from ppsd_cli.tasks.head_plan import HeadWish
 
-_SIGTERM_EXIT = 143
-
 
 def train_head(  # noqa: PLR0913
     *,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Local folder, hub id or .gguf file.")
-    ],
+    model: options.Model = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the head (or one below for each).")
     ],
@@ -108,15 +106,17 @@ def train_head(  # noqa: PLR0913
         bool | None,
         typer.Option("--compile/--no-compile", help="Fuse with torch.compile (default on GPUs)."),
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
+    revision: options.Revision = None,
+    offline: options.Offline = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     seed: Annotated[int, typer.Option("--seed", "-s", help="Of text and data order.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    debug: options.Debug = False,
 ) -> None:
-    """Train draft heads for MODEL, with text that it writes itself unless --data is given."""
-    _check_positive(
-        {
+    """Train draft heads for a model, with text that it writes itself unless --data is given."""
+    del debug  # read by cli.main
+    _check_numbers(
+        positive={
             "--text-tokens": text_tokens,
             "--context": context,
             "--steps": steps,
@@ -128,7 +128,13 @@ def train_head(  # noqa: PLR0913
             "--checkpoint-every": checkpoint_every,
             "--threads": threads,
             "--time-limit": time_limit,
-        }
+        },
+        others={
+            "--text-seconds": text_seconds,
+            "--warmup": warmup,
+            "--weight-decay": weight_decay,
+            "--seed": seed,
+        },
     )
     from ppsd_cli.tasks.head_plan import HeadWish
 
@@ -136,7 +142,8 @@ def train_head(  # noqa: PLR0913
     wishes = _wishes(base, exit_layer, (stages, split), spec)
     import torch
 
-    from ppsd_cli.assets import resolve_model
+    from ppsd_cli.commands.session import ModelChoice, find_model, find_profile
+    from ppsd_cli.commands.signals import Signals
     from ppsd_cli.model.spec_reader import read_spec
     from ppsd_cli.tasks.progress import Bars
     from ppsd_cli.tasks.text_store import TextWish
@@ -148,7 +155,8 @@ def train_head(  # noqa: PLR0913
     bars = Bars(quiet=quiet or os.environ.get("RANK", "0") != "0")
     place = _device(device)
     number = _dtype("--dtype", dtype, place)
-    files = resolve_model(model, revision=revision, offline=offline, progress=bars.say)
+    choice = ModelChoice(model, None, revision, offline)
+    files = find_model(choice, find_profile(choice), bars.say)
     own_context = read_spec(files.folder).context
     run = HeadRun(
         model=files,
@@ -180,9 +188,8 @@ def train_head(  # noqa: PLR0913
         resume=resume,
         command=shlex.join(["ppsd", *sys.argv[1:]]),
     )
-    with _stop_flag() as flag:
-        result = train_heads(run, bars=bars, stop=flag)
-    bars.close()
+    with contextlib.closing(bars), Signals(raising=False) as signals:
+        result = train_heads(run, bars=bars, stop=lambda: signals.number is not None)
     for folder, score in zip(result.folders, result.scores, strict=False):
         tops = " ".join(
             f"top-{k} {v:.3f}" for k, v in zip((1, 2, 4, 8), score.whole.top, strict=True)
@@ -190,15 +197,21 @@ def train_head(  # noqa: PLR0913
         typer.echo(f"{folder}: held-out acceptance {tops}")
     if not result.finished:
         bars.say(f"stopped; continue with --resume --output {output}")
-        raise typer.Exit(_SIGTERM_EXIT)
+        raise typer.Exit(128 + (signals.number or signal.SIGTERM))
 
 
-def _check_positive(values: dict[str, float | int | None]) -> None:
+def _check_numbers(
+    positive: dict[str, float | int | None], others: dict[str, float | int | None]
+) -> None:
+    """ConfigError unless all are above 0, or (``others``) 0 or more; NaN is neither."""
     from ppsd_cli.errors import ConfigError
 
-    for flag, value in values.items():
+    for flag, value in positive.items():
         if value is not None and not value > 0:
             raise ConfigError(f"{flag} {value}: must be positive")
+    for flag, value in others.items():
+        if value is not None and not value >= 0:
+            raise ConfigError(f"{flag} {value}: must be 0 or more")
 
 
 def _wishes(
@@ -210,6 +223,7 @@ def _wishes(
     """The heads asked for by --exit-layer and --split, or by --spec."""
     from dataclasses import replace
 
+    from ppsd_cli.config import parse_split
     from ppsd_cli.errors import ConfigError
     from ppsd_cli.tasks.head_plan import parse_spec
 
@@ -218,22 +232,24 @@ def _wishes(
         raise ConfigError("--spec names its own exit; leave out --exit-layer and --split")
     if specs:
         return [parse_spec(text, replace(base, stages=stages)) for text in specs]
-    numbers = _numbers("--exit-layer", ",".join(exits)) if exits else []
+    numbers = _layers(exits) if exits else []
     if split is not None:
-        parts = tuple(_numbers("--split", split))
+        parts = parse_split(split)
         if len(numbers) > 1:
             raise ConfigError("--split fixes one exit layer; give several heads as --spec")
         return [replace(base, exit=numbers[0] if numbers else None, stages=stages, split=parts)]
     return [replace(base, exit=number, stages=stages) for number in numbers]
 
 
-def _numbers(flag: str, text: str) -> list[int]:
+def _layers(texts: list[str]) -> list[int]:
     from ppsd_cli.errors import ConfigError
 
     try:
-        return [int(part) for part in text.split(",")]
+        return [int(part) for text in texts for part in text.split(",")]
     except ValueError as error:
-        raise ConfigError(f"{flag} {text}: give whole numbers separated by commas") from error
+        raise ConfigError(
+            f"--exit-layer {','.join(texts)}: give whole numbers separated by commas"
+        ) from error
 
 
 def _device(name: str | None) -> "torch.device":
@@ -279,28 +295,3 @@ def _dtype(flag: str, name: str, device: "torch.device") -> "torch.dtype":
     if name not in DTYPES:
         raise ConfigError(f"{flag} {name}: choose auto, {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-class _Flag:
-    """True once SIGTERM or SIGINT has come."""
-
-    def __init__(self) -> None:
-        self.raised = False
-
-    def __call__(self) -> bool:
-        return self.raised
-
-
-@contextlib.contextmanager
-def _stop_flag() -> Iterator[_Flag]:
-    """While inside, SIGTERM only raises the flag: training saves and ends by itself."""
-    flag = _Flag()
-
-    def raise_flag(*_: object) -> None:
-        flag.raised = True
-
-    before = signal.signal(signal.SIGTERM, raise_flag)
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGTERM, before)

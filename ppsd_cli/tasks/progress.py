@@ -1,5 +1,6 @@
 """Progress of training on stderr."""
 
+import sys
 from typing import Any
 
 from tqdm import tqdm
@@ -20,8 +21,6 @@ class Bars:
     def say(self, line: str) -> None:
         """One line on stderr."""
         if not self._quiet:
-            import sys
-
             tqdm.write(line, file=sys.stderr)
 
     def text(self, there: int, wanted: int) -> None:

@@ -56,8 +56,8 @@ class Report:
 class Job:
     """What a run works on. ``identity`` are the settings that a checkpoint must share.
 
-    ``on_report`` gets a Report at every log interval; ``on_save`` is called after each
-    checkpoint; ``stop`` says whether to save and stop now.
+    ``on_report`` gets a Report at every log interval and measurement; ``on_save`` is called after
+    each checkpoint; ``stop`` says whether to save and stop now.
     """
 
     backbone: Backbone
@@ -116,8 +116,9 @@ class Trainer:
                 break
             self._step(step, self.schedule.factor(step, elapsed))
             step += 1
-            if step % self.settings.log_every == 0:
-                scores = self._scores() if step % self.settings.eval_every == 0 else None
+            evaluate = step % self.settings.eval_every == 0
+            if evaluate or step % self.settings.log_every == 0:
+                scores = self._scores() if evaluate else None
                 last_report = self._report(step, last_report, scores)
             if step % self.settings.checkpoint_every == 0:
                 self._save(step)
