@@ -103,7 +103,7 @@ def test_a_frozen_rank_is_named(held, frozen):
     assert_gone([pids[1 - frozen]], 15)
     os.kill(pids[frozen], signal.SIGKILL)  # torchrun itself takes 30 s to do so
     _, err = launcher.communicate(timeout=20)
-    assert f"Error: stage {frozen} (layers" in err.decode()
+    assert f"ppsd: stage {frozen} (layers" in err.decode()
 
 
 def test_not_under_torchrun():

@@ -72,11 +72,18 @@ def stop(children: list[Child]) -> None:
         child.log.close()
 
 
+def allowed_cores() -> list[int] | None:
+    """The cores that this process may use; None where the platform does not say (macOS)."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    return sorted(os.sched_getaffinity(0))
+
+
 def core_shares(stages: int) -> list[list[int] | None]:
     """The cores of each stage: contiguous shares of the allowed ones, or one each in turn."""
-    if not hasattr(os, "sched_getaffinity"):
+    cores = allowed_cores()
+    if cores is None:
         return [None] * stages
-    cores = sorted(os.sched_getaffinity(0))
     count = len(cores)
     if count < stages:
         return [[cores[stage % count]] for stage in range(stages)]

@@ -13,6 +13,7 @@ from ppsd_cli.core.events import Event
 from ppsd_cli.core.plan import Request, Runner, Sampling
 from ppsd_cli.core.schedule import Limits, Schedule
 from ppsd_cli.errors import ConfigError, ResourceError
+from ppsd_cli.runtime.children import allowed_cores
 from ppsd_cli.runtime.pipeline import PipelineConfig, local_runner
 from ppsd_cli.runtime.processes import spawn_runner
 from ppsd_cli.runtime.torchrun import is_torchrun, joined_runner
@@ -107,7 +108,9 @@ def default_threads(stages: int) -> int:
 
     The thread count decides rounding, so plain decoding takes what a two-stage pipeline would.
     """
-    return max(1, len(os.sched_getaffinity(0)) // max(stages, 2))
+    cores = allowed_cores()
+    count = (os.cpu_count() or 1) if cores is None else len(cores)
+    return max(1, count // max(stages, 2))
 
 
 def choose_dtype(asked: str | None, devices: tuple[str, ...]) -> str:

@@ -23,7 +23,7 @@ _STORE_TIMEOUT = timedelta(seconds=60)
 
 def leave(message: str) -> None:
     """Say why on stderr and end this process: its main thread waits for a frozen stage."""
-    sys.stderr.write(f"Error: {message}\n")
+    sys.stderr.write(f"ppsd: {message}\n")
     sys.stderr.flush()
     os._exit(StageError.exit_code)
 
