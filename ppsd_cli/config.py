@@ -68,7 +68,10 @@ class WheelFile:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Named settings for one model. ``folder`` is where relative head paths start."""
+    """Named settings for one model. ``folder`` is where relative head paths start.
+
+    ``heads``: draft heads to choose from; the first that fits the wanted stages is taken.
+    """
 
     name: str
     settings: Settings
@@ -77,6 +80,7 @@ class Profile:
     wheel: WheelFile | None = None
     model_hash: str | None = None
     folder: Path | None = None
+    heads: tuple[str, ...] = ()
 
 
 def parse_split(text: str) -> tuple[int, ...]:
@@ -165,7 +169,7 @@ def read_profile(path: Path) -> Profile:
         raise AssetError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise AssetError(f"{path}: a profile is a list of keys and values")
-    allowed = {"name", "model", "revision", "wheel", "model_hash", "settings", "evidence"}
+    allowed = {"name", "model", "revision", "wheel", "model_hash", "heads", "settings", "evidence"}
     _check_keys(data, allowed, str(path))
     raw = data.get("settings") or {}
     _check_keys(raw, {f.name for f in fields(Settings)}, f"{path}: settings")
@@ -182,6 +186,7 @@ def read_profile(path: Path) -> Profile:
             wheel=None if wheel is None else _wheel(wheel),
             model_hash=_text(data, "model_hash"),
             folder=path.parent,
+            heads=_names(data, "heads"),
         )
     except (ConfigError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -193,6 +198,14 @@ def _text(data: Mapping[str, Any], key: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{key}: {value!r} is no text; put it in quotes")
     return value
+
+
+def _names(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """A list of texts, or nothing; ValueError for anything else."""
+    value = data.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise ValueError(f"{key}: {value!r} is no list of names")
+    return tuple(value)
 
 
 def _wheel(data: Mapping[str, Any]) -> WheelFile:

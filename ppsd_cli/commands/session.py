@@ -158,19 +158,42 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
 
 
 def _find_head(settings: Settings, profile: Profile) -> str | None:
-    """The head's folder, ``raw``, or None: a path, beside the profile, or shipped by name."""
-    name = settings.head
-    if name is None or name == RAW_EXIT:
-        return name
-    places = [Path(name).expanduser(), _PACKAGE / "data" / "heads" / name]
+    """The head's folder, ``raw``, or None: as asked for, or the profile's first that fits."""
+    if settings.head == RAW_EXIT:
+        return RAW_EXIT
+    if settings.head is not None:
+        return _head_folder(settings.head, profile)
+    if settings.draft_vocab is not None:
+        return None
+    for name in profile.heads:
+        folder = _head_folder(name, profile)
+        if _suits(read_info(Path(folder)), settings):
+            return folder
+    return None
+
+
+def _head_folder(name: str, profile: Profile) -> str:
+    """Where a head lies: a path, beside the profile, or shipped by name."""
+    shipped = _PACKAGE / "data" / "heads"
+    places = [Path(name).expanduser(), shipped / name]
     if profile.folder is not None:
         places.insert(1, profile.folder / name)
     for place in places:
         if (place / "head.json").is_file():
             return str(place.absolute())
-    raise AssetError(
-        f"no draft head {name!r}: neither a folder with a head.json nor a shipped head"
-    )
+    known = ", ".join(sorted(path.parent.name for path in shipped.glob("*/head.json")))
+    raise AssetError(f"no draft head {name!r}: no folder with a head.json, nor one of {known}")
+
+
+def _suits(info: HeadInfo, settings: Settings) -> bool:
+    """Whether a head is for the wanted pipeline, as far as flags fix it."""
+    if settings.split is not None:
+        taps = all(t.depth <= sum(settings.split[: t.lag + 1]) for t in info.taps)
+        return taps and info.exit_layer == settings.split[0]
+    stages = settings.stages
+    if stages is None and settings.devices is not None and len(settings.devices) > 1:
+        stages = len(settings.devices)
+    return stages in (None, info.stages) and settings.exit_layer in (None, info.exit_layer)
 
 
 def _decoder(settings: Settings, head: str | None) -> tuple[str, str | None]:
