@@ -379,6 +379,7 @@ def test_closed_stdin(ppsd, monkeypatch):
         (lambda f: change_json(f / "config.json", num_hidden_layers=7), 3, "model.layers.6"),
         (lambda f: change_json(f / "config.json", hidden_size=64), 3, "shape"),
         (lambda f: (f / "tokenizer.json").write_text("{"), 3, "tokenizer"),
+        (lambda f: (f / "tokenizer.json").write_text('{"model": {}}'), 3, "tokenizer"),
         (lambda f: (f / "chat_template.jinja").write_text("{{ raise_exception('no') }}"), 3, "no"),
         (lambda f: (f / "chat_template.jinja").write_text("{% if %}"), 3, "chat template"),
         (lambda f: spoil(f, torch.nan), 5, "NaN"),

@@ -235,7 +235,8 @@ def test_an_output_that_is_no_folder(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_143(model: Path, cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves(model: Path, cache: Path, tmp_path: Path, number: int, code: int) -> None:
     script = (
         "import typer, torch; torch.set_num_threads(1); "
         "from ppsd_cli.commands.train_head import train_head; typer.run(train_head)"
@@ -247,9 +248,9 @@ def test_sigterm_saves_and_exits_143(model: Path, cache: Path, tmp_path: Path) -
         deadline = time.monotonic() + 60
         while not (tmp_path / "curve.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=30)
-    assert process.returncode == 143, errors.decode()
+    assert process.returncode == code, errors.decode()
     assert (tmp_path / "checkpoint.safetensors").exists()
     assert (tmp_path / "head.json").exists()
 
