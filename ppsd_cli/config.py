@@ -5,6 +5,7 @@ and take the profile's value.
 """
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -18,6 +19,7 @@ from ppsd_cli.errors import AssetError, ConfigError
 DECODERS = ("auto", "ppsd", "ar")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULT_MAX_NEW_TOKENS = 512
+_THREADS_PER_CORE = 8
 _NAME = re.compile(r"[\w.-]+")
 
 
@@ -119,7 +121,17 @@ def check(settings: Settings) -> None:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+    check_threads(settings.threads)
     _check_sampling(settings)
+
+
+def check_threads(threads: int | None) -> None:
+    """ConfigError for more threads than a machine could be meant to run."""
+    most = _THREADS_PER_CORE * (os.cpu_count() or 1)
+    if threads is not None and threads > most:
+        raise ConfigError(
+            f"--threads {threads}: this machine has {os.cpu_count()} cores; at most {most}"
+        )
 
 
 def _check_sampling(s: Settings) -> None:

@@ -149,6 +149,13 @@ def test_seeds_repeat_and_decoders_agree(ppsd):
     assert texts["1"] != texts["2"]
 
 
+def test_a_draft_vocabulary_asks_for_drafting(ppsd):
+    report = json.loads(
+        ppsd.generate(*PROMPT, "-n", "4", "--json", "--draft-vocab", "50", "--devices", "cpu").out
+    )
+    assert (report["decoder"], report["head"]) == ("ppsd", "raw")
+
+
 # Forms of output
 
 
@@ -288,6 +295,7 @@ def test_help_and_version(ppsd):
         (("--context", "0"), "--context 0"),
         (("--dtype", "int4"), "int4"),
         (("--threads", "0"), "--threads 0"),
+        (("--threads", "99999"), "--threads 99999"),
         (("--draft-vocab", "9999", *CHAIN), "--draft-vocab 9999"),
         (("--json", "--raw"), "--json and --raw"),
         (("--prompt-file", "x.txt"), "not both"),

@@ -184,6 +184,7 @@ def test_base_model_without_a_template(run: Run, tmp_path: Path) -> None:
         (("--exit-layer", "2", "--draft-vocab", "9999"), "--draft-vocab 9999"),
         (("--exit-layer", "2", "--lr", "nan"), "--lr nan"),
         (("--exit-layer", "2", "--steps", "0"), "--steps 0"),
+        (("--exit-layer", "2", "--threads", "99999"), "--threads 99999"),
         (("--exit-layer", "2", "--seed", "-1"), "--seed -1"),
         (("--exit-layer", "2", "--weight-decay", "-1"), "--weight-decay -1"),
         (("--exit-layer", "2", "--weight-decay", "nan"), "--weight-decay nan"),

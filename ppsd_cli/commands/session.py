@@ -199,7 +199,8 @@ def _suits(info: HeadInfo, settings: Settings) -> bool:
 def _decoder(settings: Settings, head: str | None) -> tuple[str, str | None]:
     """The decoder, and the reason where ``auto`` came to plain decoding."""
     asked = settings.decoder or "auto"
-    shaped = any(v is not None for v in (settings.exit_layer, settings.stages, settings.split))
+    shape = (settings.exit_layer, settings.stages, settings.split, settings.draft_vocab)
+    shaped = any(v is not None for v in shape)
     if asked == "auto":
         if head is None and not shaped:
             return "ar", "no draft head and no pipeline flags"

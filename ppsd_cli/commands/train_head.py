@@ -144,12 +144,14 @@ def train_head(  # noqa: PLR0913
 
     from ppsd_cli.commands.session import ModelChoice, find_model, find_profile
     from ppsd_cli.commands.signals import Signals
+    from ppsd_cli.config import check_threads
     from ppsd_cli.model.spec_reader import read_spec
     from ppsd_cli.tasks.progress import Bars
     from ppsd_cli.tasks.text_store import TextWish
     from ppsd_cli.tasks.train import TrainSettings
     from ppsd_cli.tasks.train_head import HeadRun, TextSource, train_heads
 
+    check_threads(threads)
     if threads is not None:
         torch.set_num_threads(threads)
     bars = Bars(quiet=quiet or os.environ.get("RANK", "0") != "0")
