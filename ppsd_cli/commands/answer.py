@@ -17,7 +17,7 @@ from ppsd_cli.commands.report import answer_report
 from ppsd_cli.commands.session import ModelChoice, Plan, make_plan, start_engine
 from ppsd_cli.commands.signals import Interrupted, Signals
 from ppsd_cli.config import DEFAULT_MAX_NEW_TOKENS, Settings
-from ppsd_cli.core.events import Committed, Event, Finished, FinishReason
+from ppsd_cli.core.events import Committed, Event, Finished, FinishReason, Ticked
 from ppsd_cli.core.plan import Sampling
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.core.stats import StatsBuilder
@@ -61,6 +61,11 @@ class Answer:
     last: float | None = None
     error: PpsdError | None = None
     signal: Interrupted | None = None
+
+    def stamp(self, seconds: float) -> None:
+        """A token was final at this time: the boundary at which its target arrived."""
+        self.last = seconds
+        self.first = self.first or seconds
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -178,6 +183,7 @@ def _follow(
 ) -> None:
     """Take every event to the figures, the view and the trace, until the answer ends."""
     answer.began = perf_counter()
+    fresh = False
     with contextlib.closing(events) as closing:  # type: ignore[type-var]
         for event in closing:
             answer.stats.add(event)
@@ -185,10 +191,12 @@ def _follow(
                 trace.add(event)
             text = None
             if isinstance(event, Committed):
-                answer.last = perf_counter()
-                answer.first = answer.first or answer.last
+                fresh = True
                 answer.token_ids.append(event.token_id)
                 text = stream.push(event.token_id)
+            elif isinstance(event, Ticked) and fresh:
+                fresh = False
+                answer.stamp(event.received)
             elif isinstance(event, Finished):
                 answer.reason = event.reason
                 text = stream.finish()
@@ -197,6 +205,7 @@ def _follow(
             view.handle(event, text)
             if stream.stopped:
                 answer.reason = FinishReason.STOP
+                answer.stamp(perf_counter())
                 break
 
 

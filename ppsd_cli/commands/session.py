@@ -8,7 +8,6 @@ from pathlib import Path
 
 import ppsd_cli
 from ppsd_cli.assets import ModelFiles, WheelSource, resolve_model
-from ppsd_cli.assets.tokenizer import load_tokenizer  # noqa: F401 (docs/benchmarks)
 from ppsd_cli.config import Profile, Settings, check, load_profile, profile_names
 from ppsd_cli.errors import AssetError, ConfigError
 from ppsd_cli.model.head_files import HeadInfo, check_fit, read_info
@@ -113,6 +112,7 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
     head = _find_head(settings, profile)
     decoder, reason = _decoder(settings, head)
     if decoder == "ar":
+        _refuse_drafting(flags)
         head = None
     elif head is None:
         head = RAW_EXIT
@@ -155,6 +155,13 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
         eos_ids=frozenset(read_eos_ids(files.folder)),
         notes=(*notes, *generation_warnings(files.folder)),
     )
+
+
+def _refuse_drafting(flags: Settings) -> None:
+    """Plain decoding makes no use of a head; who names one expects something else."""
+    for name, value in (("--head", flags.head), ("--draft-vocab", flags.draft_vocab)):
+        if value is not None:
+            raise ConfigError(f"{name} and --decoder ar: plain decoding does not draft; drop one")
 
 
 def _find_head(settings: Settings, profile: Profile) -> str | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppsd_cli.assets.tokenizer import encode, load_tokenizer, render  # noqa: F401 (docs/benchmarks)
+from ppsd_cli.assets.tokenizer import encode, render
 from ppsd_cli.model.spec_reader import read_eos_ids
 
 _MARKS = ("QUESTIONMARK", "ANSWERMARK", "NEXTMARK")
