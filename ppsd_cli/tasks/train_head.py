@@ -101,6 +101,7 @@ def train_heads(run: HeadRun, *, bars: Bars, stop: Callable[[], bool]) -> HeadRe
     if samples is None:
         samples = _self_written(run, backbone, glue, world, bars, stop)
     if samples is None:
+        world.leave()
         return HeadResult(False, (), ())
     rest, kept = held_out(samples, run.text.held_out)
     ends = glue.ends
@@ -168,6 +169,7 @@ def _self_written(
         dtype=str(run.dtype).removeprefix("torch."),
         chat=glue.chat,
     )
+    stopped = False
     if world.rank == 0:
         pieces = Pieces.compiled() if run.train.compile else Pieces()
 
@@ -175,11 +177,11 @@ def _self_written(
             bars.text(there, wanted)
             return not stop()
 
-        done = write_text(backbone, glue, settings, source.wish, pieces=pieces, progress=progress)
+        wish = source.wish
+        stopped = not write_text(backbone, glue, settings, wish, pieces=pieces, progress=progress)
         free_memory(run.device)
-        if not done:
-            return None
-    world.wait()
+    if world.highest([float(stopped)], run.device)[0]:
+        return None
     samples = read_text(settings, source.wish)
     if not samples:
         raise AssetError(f"{settings.folder()} has no text; processes must share the cache folder")
