@@ -29,9 +29,11 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary = beside(target)
         try:
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            permissions = temporary.stat().st_mode & 0o777
             yield temporary
             if target.exists():
-                temporary.chmod(target.stat().st_mode & 0o777)
+                permissions = target.stat().st_mode & 0o777
+            temporary.chmod(permissions)  # whoever filled it may have made a file of its own
             sync(temporary)
             temporary.replace(target)
         finally:

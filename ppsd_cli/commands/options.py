@@ -47,10 +47,18 @@ ProfileName = Annotated[
 ExitLayer = Annotated[
     int | None,
     typer.Option(
-        rich_help_panel=_PIPE, help="Layers of the first stage, after which tokens are guessed."
+        rich_help_panel=_PIPE,
+        help="Layers of the first stage, after which tokens are guessed. Default: the head's.",
     ),
 ]
-Stages = Annotated[int | None, typer.Option(rich_help_panel=_PIPE, help="Number of stages.")]
+Stages = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=_PIPE,
+        help="Number of stages. Default: the devices named, else the head's, else all layers "
+        "over those of the first stage, else 2 (plain decoding: 1).",
+    ),
+]
 Split = Annotated[
     str | None,
     typer.Option(rich_help_panel=_PIPE, help="Layers of each stage, such as 10,12,8."),

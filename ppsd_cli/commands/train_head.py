@@ -197,8 +197,15 @@ def train_head(  # noqa: PLR0913
             f"top-{k} {v:.3f}" for k, v in zip((1, 2, 4, 8), score.whole.top, strict=True)
         )
         typer.echo(f"{folder}: held-out acceptance {tops}")
+        bars.say(
+            f"use it: ppsd generate --model {shlex.quote(model or files.name)} --head {folder}"
+        )
     if not result.finished:
-        bars.say(f"stopped; continue with --resume --output {output}")
+        bars.say(
+            f"stopped; continue with --resume --output {output}"
+            if result.folders
+            else "stopped while writing text; the same command goes on after its last whole round"
+        )
         raise typer.Exit(128 + (signals.number or signal.SIGTERM))
 
 
