@@ -10,7 +10,7 @@ import ppsd_cli
 from ppsd_cli.assets import ModelFiles, WheelSource, resolve_model
 from ppsd_cli.config import Profile, Settings, check, load_profile, profile_names
 from ppsd_cli.errors import AssetError, ConfigError
-from ppsd_cli.model.head_files import HeadInfo, check_fit, read_info
+from ppsd_cli.model.head_files import HeadInfo, check_fit, late_tap, read_info
 from ppsd_cli.model.spec import ModelSpec
 from ppsd_cli.model.spec_reader import generation_warnings, read_eos_ids, read_spec
 from ppsd_cli.runtime.engine import (
@@ -195,12 +195,17 @@ def _head_folder(name: str, profile: Profile) -> str:
 def _suits(info: HeadInfo, settings: Settings) -> bool:
     """Whether a head is for the wanted pipeline, as far as flags fix it."""
     if settings.split is not None:
-        taps = all(t.depth <= sum(settings.split[: t.lag + 1]) for t in info.taps)
-        return taps and info.exit_layer == settings.split[0]
-    stages = settings.stages
-    if stages is None and settings.devices is not None and len(settings.devices) > 1:
-        stages = len(settings.devices)
+        in_time = late_tap(info.taps, settings.split) is None
+        return in_time and info.exit_layer == settings.split[0]
+    stages = _asked_stages(settings)
     return stages in (None, info.stages) and settings.exit_layer in (None, info.exit_layer)
+
+
+def _asked_stages(settings: Settings) -> int | None:
+    """Stages as flags fix them: their number, or a device for each."""
+    if settings.stages is None and settings.devices is not None and len(settings.devices) > 1:
+        return len(settings.devices)
+    return settings.stages
 
 
 def _decoder(settings: Settings, head: str | None) -> tuple[str, str | None]:
@@ -231,7 +236,7 @@ def _split(
         return settings.split
     if info is not None and exit_layer is None:
         exit_layer = info.exit_layer
-    stages = settings.stages or _stage_count(settings, spec, info, exit_layer, drafting)
+    stages = _asked_stages(settings) or _stage_count(spec, info, exit_layer, drafting)
     blocks = 0 if info is None else info.blocks
     vocabulary = settings.draft_vocab if info is None else info.draft_vocabulary
     costs = costs_of(spec, blocks=blocks, draft_vocab=vocabulary, drafting=drafting)
@@ -239,14 +244,9 @@ def _split(
 
 
 def _stage_count(
-    settings: Settings,
-    spec: ModelSpec,
-    info: HeadInfo | None,
-    exit_layer: int | None,
-    drafting: bool,
+    spec: ModelSpec, info: HeadInfo | None, exit_layer: int | None, drafting: bool
 ) -> int:
-    if settings.devices is not None and len(settings.devices) > 1:
-        return len(settings.devices)
+    """Stages where no flag fixes them."""
     if info is not None:
         return info.stages
     if exit_layer is not None:

@@ -113,14 +113,18 @@ def check_fit(info: HeadInfo, *, model_hash: str, hidden: int, split: tuple[int,
             f"the head drafts from layer {info.exit_layer}, the exit layer is {split[0]}; "
             f"use --exit-layer {info.exit_layer}"
         )
-    for tap in info.taps:
-        done = sum(split[: tap.lag + 1])
-        if tap.depth > done:
-            raise AssetError(
-                f"the head reads layer {tap.depth} at lag {tap.lag}, where the split "
-                f"{','.join(map(str, split))} has run only {done} layers; use the head's "
-                f"{info.stages} stages or train one for this split"
-            )
+    tap = late_tap(info.taps, split)
+    if tap is not None:
+        raise AssetError(
+            f"the head reads layer {tap.depth} at lag {tap.lag}, where the split "
+            f"{','.join(map(str, split))} has run only {sum(split[: tap.lag + 1])} layers; "
+            f"use the head's {info.stages} stages or train one for this split"
+        )
+
+
+def late_tap(taps: tuple[Tap, ...], split: tuple[int, ...]) -> Tap | None:
+    """The first tap whose layer the split has not run by its lag; None where all are in time."""
+    return next((tap for tap in taps if tap.depth > sum(split[: tap.lag + 1])), None)
 
 
 def _short(model_hash: str) -> str:

@@ -74,14 +74,19 @@ def head_taps(config: PipelineConfig) -> tuple[Tap, ...]:
 
 def tap_depths(config: PipelineConfig, stage: int) -> frozenset[int]:
     """Depths whose states this stage keeps for the head."""
-    part = config.part(stage)
-    return frozenset(t.depth for t in head_taps(config) if part.first < t.depth <= part.last)
+    return _depths_within(head_taps(config), config.part(stage))
 
 
 def returning_stages(config: PipelineConfig) -> tuple[int, ...]:
     """Stages after 0 that send something to stage 0: those with taps, and the last."""
-    last = config.stages - 1
-    return tuple(s for s in range(1, config.stages) if s == last or tap_depths(config, s))
+    last, taps = config.stages - 1, head_taps(config)
+    return tuple(
+        s for s in range(1, config.stages) if s == last or _depths_within(taps, config.part(s))
+    )
+
+
+def _depths_within(taps: tuple[Tap, ...], part: StageRange) -> frozenset[int]:
+    return frozenset(tap.depth for tap in taps if part.first < tap.depth <= part.last)
 
 
 def load_worker(config: PipelineConfig, stage: int) -> StageWorker:
