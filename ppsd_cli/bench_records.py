@@ -25,8 +25,8 @@ class TaskInfo:
     source: str
     licence: str
     questions: int
-    size: int
-    """Bytes of the file that is fetched."""
+    size: int | None
+    """Bytes of the file that is fetched; None where that is not known before."""
     sha256: str | None
     """Of that file; for ``--prompts FILE``, of what was read."""
 
@@ -97,6 +97,11 @@ class Difference:
     expected_id: int | None
     found_id: int | None
     logit_gap: float | None
+    tolerance: float | None = None
+    """The largest gap that rounding explains (docs/bench.md says how it is set)."""
+    same_threads_equal: bool = False
+    """Plain decoding with this contender's own threads and split gave the contender's answer: AR
+    ran with another number of threads, which decides rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +121,13 @@ class Sample:
     """None where the decoder has no ticks of ours (transformers)."""
     difference: Difference | None = None
     """None where the token ids equal AR's."""
+    first_tokens: int = 1
+    """Tokens that came at the moment of the first (several where a decoder gives them in bursts)."""
 
     @property
     def tokens_per_second(self) -> float | None:
         """Decoding speed: tokens after the first over the time since it; None for one token."""
-        later = len(self.token_ids) - 1
+        later = len(self.token_ids) - self.first_tokens
         return later / self.decode_seconds if later > 0 and self.decode_seconds > 0 else None
 
     @property
@@ -175,6 +182,24 @@ class Row:
     contender: Contender
     overall: Figures
     categories: tuple[tuple[str, Figures], ...]
+    printed: bool = True
+    """False: only in the JSON, because a variant of the same decoder was faster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """One figure of one contender against an earlier run (``--baseline``).
+
+    ``ratio``: new over old, paired by answer, with its interval. ``verdict``: ``faster``,
+    ``slower`` or ``same``; anything but ``same`` is beyond the noise of both runs.
+    """
+
+    contender: str
+    figure: str
+    before: float
+    after: float
+    ratio: Interval
+    verdict: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +217,7 @@ class BenchReport:
     schema_version: int
     tasks: tuple[TaskInfo, ...]
     prompt_checksum: str
-    """sha256 over the token ids of all prompts, in order."""
+    """sha256 over the token ids of all turns, each asked alone, in order."""
     model: str
     model_hash: str
     environment: tuple[tuple[str, str], ...]
@@ -203,3 +228,8 @@ class BenchReport:
     incomplete: bool
     grid_events: tuple[object, ...] = ()
     """Core events of one PPSD answer, for the stage-by-tick grid; not part of the JSON."""
+    skipped: tuple[tuple[str, str], ...] = ()
+    """Contenders that were asked for and could not run, each with the reason."""
+    notes: tuple[str, ...] = ()
+    """Lines that a reader of the figures should know."""
+    baseline: tuple[Movement, ...] = ()
