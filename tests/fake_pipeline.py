@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from ppsd_cli.core.chain import Chain
 from ppsd_cli.core.events import Outcome, Ticked
-from ppsd_cli.core.plan import Bubble, Node, Plan, Prompt, Request, Target, TickResult
+from ppsd_cli.core.plan import Bubble, Burst, Node, Plan, Prompt, Request, Target, TickResult
 
 Model = Callable[[tuple[int, ...]], int]
 VOCABULARY = 11
@@ -52,10 +52,10 @@ class FakePipeline:
     def submit(self, plan: Plan) -> None:
         assert self.pending <= self.lookahead, "asked further ahead than allowed"
         assert self._tick < 100_000, "the answer does not end"
-        target = self._boundary()
-        node = self._enter(plan)
+        targets = self._boundary()
+        nodes = self._enter(plan)
         now = float(self._tick)
-        self.results.append(TickResult(Ticked(self._tick, now, now, now, now + 1), target, node))
+        self.results.append(TickResult(Ticked(self._tick, now, now, now, now + 1), targets, nodes))
         self._tick += 1
 
     def collect(self) -> TickResult:
@@ -64,27 +64,37 @@ class FakePipeline:
     def close(self) -> None:
         self.results.clear()
 
-    def _boundary(self) -> Target | None:
-        if not self._flight or self._flight[0][0] > self._tick - self.stages:
-            return None
-        _, node, target = self._flight.popleft()
-        if target is not None:
-            verdict = self._chain.verify(node.serial, target)
-            if verdict is not None and verdict.outcome is not Outcome.UNDRAFTED:
-                behind = (n for n in self.fed if n.serial > node.serial)
-                fed = next((n for n in behind if n.position == verdict.position), None)
-                self.verified.append((-1 if fed is None else fed.token_id or 0, target))
-        return Target(node.serial, target, ())
+    def _boundary(self) -> tuple[Target, ...]:
+        targets = []
+        while self._flight and self._flight[0][0] <= self._tick - self.stages:
+            _, node, target = self._flight.popleft()
+            if target is not None:
+                self._judge(node, target)
+            targets.append(Target(node.serial, target, ()))
+        return tuple(targets)
 
-    def _enter(self, plan: Plan) -> Node | None:
+    def _judge(self, node: Node, target: int) -> None:
+        verdict = self._chain.verify(node.serial, target)
+        if verdict is not None and verdict.outcome is not Outcome.UNDRAFTED:
+            behind = (n for n in self.fed if n.serial > node.serial)
+            fed = next((n for n in behind if n.position == verdict.position), None)
+            self.verified.append((-1 if fed is None else fed.token_id or 0, target))
+
+    def _enter(self, plan: Plan) -> tuple[Node, ...]:
         if isinstance(plan, Bubble):
-            return None
+            return ()
         if isinstance(plan, Prompt):
             if plan.request is not None:
                 self._request = plan.request
                 self._chain.clear()
             node = Node(self._serial, plan.start, None, len(plan.token_ids), False, plan.last)
-            return self._feed(node, plan.token_ids)
+            return (self._feed(node, plan.token_ids),)
+        guesses = plan.draft_length if isinstance(plan, Burst) else 0
+        assert not guesses or not self._flight, "a burst enters an empty pipeline"
+        nodes = [self._token() for _ in range(1 + guesses)]
+        return tuple(node for node in nodes if node is not None)
+
+    def _token(self) -> Node | None:
         assert self._request is not None
         position, due = self._chain.next_position(), self._chain.due
         if position >= self._request.feed_limit:

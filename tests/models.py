@@ -1,6 +1,6 @@
 """Tiny random models of every architecture, draft heads for them, and one answer as plain data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from ppsd_cli.core.events import (
     Outcome,
     Verified,
 )
-from ppsd_cli.core.plan import Plan, Request, Runner, Sampling, TickResult
+from ppsd_cli.core.plan import Node, Plan, Request, Runner, Sampling, TickResult
 from ppsd_cli.core.schedule import Limits, Schedule
 from ppsd_cli.model.head_files import HeadInfo, write_head
 from ppsd_cli.model.heads import DeepWeights, HeadWeights, MlpWeights, Tap
@@ -265,7 +265,7 @@ class Run:
     def logits(self) -> Tensor:
         """The logits [T, V] that each committed token was chosen from."""
         live = {e.serial for e in self.events if isinstance(e, Verified) and e.live}
-        targets = [r.target for r in self.results if r.target and r.target.serial in live]
+        targets = [t for r in self.results for t in r.targets if t.serial in live]
         return torch.stack([t.logits for t in targets if t.token_id is not None])
 
     @property
@@ -275,19 +275,26 @@ class Run:
         drafts: dict[int, list[Tensor]] = {}
         committed = {e.position: e.token_id for e in self.commits}
         path: dict[int, int] = {}
-        for result in self.results:
-            node = result.entered
-            if node is None or node.token_id is None:
+        for node, logits in self._entered:
+            if node.token_id is None:
                 continue
             stands = all(
                 committed.get(position, token) == token
                 for position, token in path.items()
                 if position < node.position
             )
-            if result.draft_logits is not None and stands and node.position <= last:
-                drafts.setdefault(node.position, []).append(result.draft_logits)
+            if logits is not None and stands and node.position <= last:
+                drafts.setdefault(node.position, []).append(logits)
             path[node.position] = node.token_id
         return drafts
+
+    @property
+    def _entered(self) -> Iterator[tuple[Node, Tensor | None]]:
+        """Nodes in the order of entry, guesses with their logits."""
+        for result in self.results:
+            logits = iter(result.draft_logits)
+            for node in result.entered:
+                yield node, next(logits, None) if node.drafted else None
 
 
 def answer(

@@ -19,7 +19,7 @@ from distributed_models import (
 )
 
 from ppsd_cli.core.events import Committed, Entered, Outcome, Span, Ticked, Verified
-from ppsd_cli.core.plan import Bubble, Prompt, Request, Sampling, Step
+from ppsd_cli.core.plan import Bubble, Burst, Prompt, Request, Sampling, Step
 from ppsd_cli.errors import ResourceError
 from ppsd_cli.runtime.frames import Frame, Return
 from ppsd_cli.runtime.messages import pack_plan, unpack_plan
@@ -64,8 +64,9 @@ def comparable(events, results):
     tick = next(e.tick for e in events if isinstance(e, Ticked))
     serial = next(e.serial for e in events if isinstance(e, Entered))
     kept = [e for e in events if not isinstance(e, Verified) or e.serial >= serial]
-    ours = [r.target if r.target and r.target.serial >= serial else None for r in results]
-    logits = [(t and t.logits, r.draft_logits) for t, r in zip(ours, results, strict=True)]
+    logits = [
+        (*(t.logits for t in r.targets if t.serial >= serial), *r.draft_logits) for r in results
+    ]
     ticks = sum(isinstance(e, Ticked) for e in events)
     return [timeless(e, tick=tick, serial=serial) for e in kept], logits[:ticks]
 
@@ -74,9 +75,9 @@ def assert_equal(ours, theirs) -> None:
     """The same events, and bit-equal logits at every tick."""
     for (events, logits), (other_events, other_logits) in zip(ours, theirs, strict=True):
         assert events == other_events
-        assert sum(a is not None for pair in logits for a in pair) > 5
-        for pair, other_pair in zip(logits, other_logits, strict=True):
-            for a, b in zip(pair, other_pair, strict=True):
+        assert sum(a is not None for tick in logits for a in tick) > 5
+        for tick, other_tick in zip(logits, other_logits, strict=True):
+            for a, b in zip(tick, other_tick, strict=True):
                 assert (a is None and b is None) or torch.equal(a, b)
 
 
@@ -146,37 +147,38 @@ def test_a_stage_process_imports_little():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("plan", [Step(), Bubble(), Prompt((4, 5), 8, True, REQUEST)])
+@pytest.mark.parametrize("plan", [Step(), Burst(4), Bubble(), Prompt((4, 5), 8, True, REQUEST)])
 def test_plans_travel_whole(plan):
     assert unpack_plan(pack_plan(plan)) == plan
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("wanted", [0, 1, 5])
 @pytest.mark.parametrize("request_", [None, REQUEST])
-def test_frames_travel_whole(dtype, count, request_):
+def test_frames_travel_whole(dtype, count, wanted, request_):
     codec = FrameCodec(RowFormat(HIDDEN, dtype, 3))
     hidden = torch.randn(count, HIDDEN).to(dtype)
-    frame = Frame(7, 40, True, hidden, (Span(0, 1.5, 2.25),), request_)
+    frame = Frame(7, 40, wanted, hidden, (Span(0, 1.5, 2.25),), request_)
     back = through(codec, frame)
     assert torch.equal(back.hidden, hidden)
-    assert (back.serial, back.position, back.final) == (7, 40, True)
+    assert (back.serial, back.position, back.wanted) == (7, 40, wanted)
     assert (back.spans, back.request) == (frame.spans, request_)
     assert through(codec, None) is None
 
 
 @pytest.mark.parametrize("count", [1, 5])
 @pytest.mark.parametrize("depths", [(), (2,), (2, 3)])
-@pytest.mark.parametrize("target", [None, 17])
+@pytest.mark.parametrize("target", [(), (17,), (3, 1, 4)])
 def test_returns_travel_whole(count, depths, target):
     codec = ReturnCodec(RowFormat(HIDDEN, torch.bfloat16, 2), 1, frozenset(depths))
     taps = {d: torch.randn(count, HIDDEN).bfloat16() for d in depths}
-    logits = None if target is None else torch.randn(128)
+    logits = torch.randn(len(target), 128) if target else None
     spans = (Span(0, 1.0, 2.0), Span(1, 3.0, 4.0))
     back = through(codec, Return(1, 3, 9, taps, target, spans, logits))
     assert back.taps.keys() == taps.keys()
     assert all(torch.equal(back.taps[d], taps[d]) for d in depths)
-    assert (back.stage, back.serial, back.position, back.token_id) == (1, 3, 9, target)
+    assert (back.stage, back.serial, back.position, back.token_ids) == (1, 3, 9, target)
     assert back.spans == spans
     assert (back.logits is None) == (logits is None)
     assert logits is None or torch.equal(back.logits, logits)

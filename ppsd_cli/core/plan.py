@@ -28,6 +28,8 @@ class Request:
 
     ``feed_limit``: first position that need not be fed, because no token after it is wanted.
     ``drafting``: false makes every token wait for the full model (AR, the naive split).
+    ``draft_length``: guesses that are drafted before all are verified at once (EESD); 0 drafts one
+    a tick (the chain), or none.
     ``forced_drafts``: guesses by position from the end of the prompt on, which replace the draft
     head's output (the head still runs): drafts of a chosen quality for measurements and tests.
     ``keep_logits``: targets and drafts carry their logits.
@@ -39,6 +41,7 @@ class Request:
     forced_drafts: tuple[int, ...] | None = None
     prompt_tokens: int = 0
     keep_logits: bool = False
+    draft_length: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +60,23 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Burst:
+    """Feed the due token, then ``draft_length`` guesses one after the other, all in one tick.
+
+    Each guess is drafted from the exit state of the token before it and run through stage 0's
+    layers. All rows then leave stage 0 as one frame, and the last stage answers every row. Fewer
+    guesses where the feed limit is near. Nothing may be in flight: a token is due.
+    """
+
+    draft_length: int
+
+
+@dataclass(frozen=True, slots=True)
 class Bubble:
     """Feed nothing; the other stages go on."""
 
 
-Plan = Prompt | Step | Bubble
+Plan = Prompt | Step | Burst | Bubble
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +104,17 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class TickResult:
-    """One finished tick of stage 0: what arrived at its boundary, and what entered."""
+    """One finished tick of stage 0: what arrived at its boundary, and what entered.
+
+    ``targets`` and ``entered`` are in the order of entry, with rising serials: none for a bubble,
+    one in a chain, one for each row of a burst. ``draft_logits``: with ``keep_logits`` the head's
+    logits [V'] for each guess among ``entered``, in their order; otherwise empty.
+    """
 
     clock: Ticked
-    target: Target | None
-    entered: Node | None
-    draft_logits: Any = None
+    targets: tuple[Target, ...]
+    entered: tuple[Node, ...]
+    draft_logits: tuple[Any, ...] = ()
 
 
 class Runner(Protocol):

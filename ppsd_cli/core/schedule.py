@@ -67,10 +67,12 @@ class Schedule:
     def apply(self, result: TickResult) -> Iterator[Event]:
         """The facts that follow from one finished tick, in their order."""
         tick = result.clock.tick
-        if result.target is not None:
-            yield from self._settle(tick, result.target)
-        if result.entered is not None and not self.done:
-            yield self._follow(tick, result.entered)
+        for target in result.targets:
+            if not self.done:
+                yield from self._settle(tick, target)
+        for node in result.entered:
+            if not self.done:
+                yield self._follow(tick, node)
         yield result.clock
 
     def _settle(self, tick: int, target: Target) -> Iterator[Event]:

@@ -130,9 +130,13 @@ class DraftHead:
         if self.weights.blocks:
             self._run(start, count)
 
-    def draft_logits(self, position: int) -> Tensor:
-        """Logits [1, V'] of the token after ``position``, the newest one at the exit layer."""
-        return self.weights.output.logits(self._run(position, 1))
+    def draft_logits(self, position: int, *, rows: int = 1) -> Tensor:
+        """Logits [1, V'] of the token after ``position``, the newest one at the exit layer.
+
+        ``rows``: positions up to it whose keys are new or to be replaced, itself included.
+        """
+        hidden = self._run(position - rows + 1, rows)
+        return self.weights.output.logits(hidden[-1:])
 
     def _run(self, start: int, count: int) -> Tensor:
         """States [W, H] before the output norm, for ``count`` consecutive positions."""

@@ -13,15 +13,16 @@ from ppsd_cli.core.plan import Request
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A node on its way to the next stage: its header and hidden states [W, H].
+    """Nodes of one tick on their way to the next stage: a header and hidden states [W, H].
 
-    ``final``: the last stage chooses the token after the last row. ``request`` comes with the
-    first chunk of a prompt and holds until the next one.
+    The rows are consecutive positions from ``position`` on: a prompt chunk (one node), or tokens
+    (a node each, ``serial`` is the first one's). The last stage chooses the tokens after the last
+    ``wanted`` rows. ``request`` comes with the first chunk of a prompt and holds until the next.
     """
 
     serial: int
     position: int
-    final: bool
+    wanted: int
     hidden: Tensor
     spans: tuple[Span, ...]
     request: Request | None = None
@@ -29,15 +30,16 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Return:
-    """What a stage hands to stage 0 after a node: tapped states, and from the last the target.
+    """What a stage hands to stage 0 after a frame: tapped states, and from the last the targets.
 
-    ``taps`` maps a depth to states [W, H]. ``token_id`` is None where no target was wanted.
+    ``taps`` maps a depth to states [W, H]. ``token_ids``: a target for each wanted row, in order;
+    ``logits`` [targets, V] if they are kept.
     """
 
     stage: int
     serial: int
     position: int
     taps: dict[int, Tensor] = field(default_factory=dict)
-    token_id: int | None = None
+    token_ids: tuple[int, ...] = ()
     spans: tuple[Span, ...] = ()
     logits: Tensor | None = None

@@ -3,19 +3,21 @@
 import json
 import struct
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppsd_cli.core.events import Span, Ticked
-from ppsd_cli.core.plan import Bubble, Node, Plan, Prompt, Step, Target, TickResult
+from ppsd_cli.core.plan import Bubble, Burst, Node, Plan, Prompt, Step, Target, TickResult
 from ppsd_cli.runtime.wire import pack_request, unpack_request
 
 _NONE = -1
 _CLOCK = struct.Struct("<q4d3q")
-_TARGET = struct.Struct("<3q")
+_TARGET = struct.Struct("<4q")
 _SPAN = struct.Struct("<q2d")
 _NODE = struct.Struct("<6q")
+_SIZE = struct.Struct("<q")
 
 
 def pack_plan(plan: Plan) -> bytes:
@@ -24,6 +26,8 @@ def pack_plan(plan: Plan) -> bytes:
         return b"s"
     if isinstance(plan, Bubble):
         return b"b"
+    if isinstance(plan, Burst):
+        return b"d%d" % plan.draft_length
     fields = asdict(plan)
     fields["request"] = None if plan.request is None else pack_request(plan.request).decode()
     return b"p" + json.dumps(fields).encode()
@@ -35,6 +39,8 @@ def unpack_plan(data: bytes) -> Plan:
         return Step()
     if data == b"b":
         return Bubble()
+    if data[:1] == b"d":
+        return Burst(int(data[1:]))
     fields = json.loads(data[1:])
     request = fields.pop("request")
     return Prompt(
@@ -46,44 +52,62 @@ def unpack_plan(data: bytes) -> Plan:
 
 def pack_result(result: TickResult) -> list[bytes]:
     """A result as parts of one message; ``unpack_result`` is the inverse."""
-    clock, target, node = result.clock, result.target, result.entered
-    drafted = _raw(result.draft_logits)
+    clock, targets, nodes = result.clock, result.targets, result.entered
     times = (clock.begin, clock.received, clock.drafted, clock.end)
-    parts = [
-        _CLOCK.pack(clock.tick, *times, target is not None, node is not None, len(drafted)),
-    ]
-    logits = b""
-    if target is not None:
+    counts = (len(targets), len(nodes), len(result.draft_logits))
+    parts = [_CLOCK.pack(clock.tick, *times, *counts)]
+    for target in targets:
         logits = _raw(target.logits)
         token = _NONE if target.token_id is None else target.token_id
-        parts.append(_TARGET.pack(target.serial, token, len(target.spans)))
+        parts.append(_TARGET.pack(target.serial, token, len(target.spans), len(logits)))
         parts += [_SPAN.pack(s.stage, s.begin, s.end) for s in target.spans]
-    if node is not None:
+        parts.append(logits)
+    for node in nodes:
         token = _NONE if node.token_id is None else node.token_id
         flags = (int(node.drafted), int(node.final))
         parts.append(_NODE.pack(node.serial, node.position, token, node.tokens, *flags))
-    return [*parts, drafted, logits]
+    for drafted in result.draft_logits:
+        logits = _raw(drafted)
+        parts += [_SIZE.pack(len(logits)), logits]
+    return parts
 
 
 def unpack_result(data: bytes) -> TickResult:
     """The inverse of ``pack_result``."""
-    tick, *times, has_target, has_node, draft_bytes = _CLOCK.unpack_from(data)
-    at = _CLOCK.size
-    serial, token, spans = 0, _NONE, []
-    if has_target:
-        serial, token, count = _TARGET.unpack_from(data, at)
-        at += _TARGET.size
-        for _ in range(count):
-            spans.append(Span(*_SPAN.unpack_from(data, at)))
-            at += _SPAN.size
-    node = None
-    if has_node:
-        node = _node(*_NODE.unpack_from(data, at))
-        at += _NODE.size
-    target = None
-    if has_target:
-        target = Target(serial, _id(token), tuple(spans), _logits(data[at + draft_bytes :]))
-    return TickResult(Ticked(tick, *times), target, node, _logits(data[at : at + draft_bytes]))
+    reader = _Reader(data)
+    tick, *times, targets, nodes, drafts = reader.take(_CLOCK)
+    return TickResult(
+        Ticked(tick, *times),
+        tuple(_target(reader) for _ in range(targets)),
+        tuple(_node(*reader.take(_NODE)) for _ in range(nodes)),
+        tuple(reader.logits(*reader.take(_SIZE)) for _ in range(drafts)),
+    )
+
+
+class _Reader:
+    """Takes the parts of a message one after the other."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = data, 0
+
+    def take(self, layout: struct.Struct) -> tuple[Any, ...]:
+        """The fields of the next part."""
+        fields = layout.unpack_from(self._data, self._at)
+        self._at += layout.size
+        return fields
+
+    def logits(self, size: int) -> Tensor | None:
+        """The next ``size`` bytes as float32 [V]; None for no bytes."""
+        begin, self._at = self._at, self._at + size
+        if not size:
+            return None
+        return torch.frombuffer(bytearray(self._data[begin : self._at]), dtype=torch.float32)
+
+
+def _target(reader: _Reader) -> Target:
+    serial, token, spans, logits = reader.take(_TARGET)
+    stamps = tuple(Span(*reader.take(_SPAN)) for _ in range(spans))
+    return Target(serial, _id(token), stamps, reader.logits(logits))
 
 
 def _node(*fields: int) -> Node:
@@ -101,7 +125,3 @@ def _raw(logits: Tensor | None) -> bytes:
         return b""
     assert logits.dtype == torch.float32
     return logits.numpy().tobytes()
-
-
-def _logits(data: bytes) -> Tensor | None:
-    return torch.frombuffer(bytearray(data), dtype=torch.float32) if data else None

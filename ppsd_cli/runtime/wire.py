@@ -1,8 +1,8 @@
 """Frames and returns as byte messages of announced sizes, without pickling.
 
-Every node is one *small* message of a fixed size: a header and one row. More rows (a prompt
-chunk), logits and a request follow in further messages, whose sizes the header tells. A decode
-step is therefore a single message that the receiver can wait for beforehand.
+Every frame is one *small* message of a fixed size: a header and one row. More rows (a prompt
+chunk, a burst), more targets, logits and a request follow in further messages, whose sizes the
+header tells. A decode step is therefore a single message that the receiver can wait for beforehand.
 
 Shapes: W rows, H hidden, K taps of one stage, V vocabulary. Tensors on the wire are uint8 [bytes].
 """
@@ -56,7 +56,7 @@ class FrameCodec:
             frame.serial,
             frame.position,
             count,
-            int(frame.final),
+            frame.wanted,
             len(request),
             len(frame.spans),
         )
@@ -79,7 +79,7 @@ class FrameCodec:
 
     def unpack(self, small: Tensor, following: list[Tensor]) -> Frame | None:
         """The inverse of ``pack``. The frame does not share memory with ``small``."""
-        kind, serial, position, count, final, request_bytes, stamps, *times = (
+        kind, serial, position, count, wanted, request_bytes, stamps, *times = (
             self._layout.unpack_from(small.numpy().data)
         )
         if kind == _STOP:
@@ -89,30 +89,34 @@ class FrameCodec:
         if request_bytes:
             request = unpack_request(following[-1].numpy().tobytes())
         hidden = data.view(self._rows.dtype).view(count, self._rows.hidden)
-        return Frame(serial, position, bool(final), hidden, _spans(times, stamps), request)
+        return Frame(serial, position, wanted, hidden, _spans(times, stamps), request)
 
 
 class ReturnCodec:
-    """What ``stage`` sends to stage 0: the states of its tap depths, and from the last a target."""
+    """What ``stage`` sends to stage 0: the states of its tap depths, and from the last targets.
+
+    The header's token is the only target where there is one; several follow in their own message.
+    """
 
     def __init__(self, rows: RowFormat, stage: int, depths: frozenset[int]) -> None:
         self._rows, self._stage, self._depths = rows, stage, sorted(depths)
-        self._layout = struct.Struct(f"<7q{2 * rows.stages}d")
+        self._layout = struct.Struct(f"<8q{2 * rows.stages}d")
         self.small_bytes = self._layout.size + len(depths) * rows.row_bytes
 
     def pack(self, back: Return | None) -> list[Tensor]:
         """The messages of one return, the small one first; None says that the stage has ended."""
         if back is None:
-            return [_small(self._layout, self.small_bytes, (_STOP, 0, 0, 0, 0, 0, 0))]
+            return [_small(self._layout, self.small_bytes, (_STOP, 0, 0, 0, 0, 0, 0, 0))]
         taps = [_bytes_of(back.taps[depth]) for depth in self._depths]
         count = next((states.shape[0] for states in back.taps.values()), 1)
-        logits = back.logits
+        targets, logits = back.token_ids, back.logits
         header = (
             _NODE,
             back.serial,
             back.position,
             count,
-            _NONE if back.token_id is None else back.token_id,
+            len(targets),
+            targets[0] if len(targets) == 1 else _NONE,
             0 if logits is None else logits.numel(),
             len(back.spans),
         )
@@ -122,38 +126,40 @@ class ReturnCodec:
             torch.cat(taps, out=small[self._layout.size :])
         elif taps:
             messages.append(torch.cat(taps))
+        if len(targets) > 1:
+            messages.append(_bytes_of(torch.tensor(targets)))
         if logits is not None:
             messages.append(_bytes_of(logits))
         return messages
 
     def following(self, small: Tensor) -> list[int]:
         """Sizes of the messages that follow this small one."""
-        _, _, _, count, _, logits, *_ = self._layout.unpack_from(small.numpy().data)
+        _, _, _, count, targets, _, logits, *_ = self._layout.unpack_from(small.numpy().data)
         taps = len(self._depths) * count * self._rows.row_bytes
         rows = [taps] if count > 1 and taps else []
-        return rows + ([4 * logits] if logits else [])
+        return rows + ([8 * targets] if targets > 1 else []) + ([4 * logits] if logits else [])
 
     def unpack(self, small: Tensor, following: list[Tensor]) -> Return | None:
         """The inverse of ``pack``. The return does not share memory with ``small``."""
-        kind, serial, position, count, token, logits_count, stamps, *times = (
+        kind, serial, position, count, targets, token, logits_count, stamps, *times = (
             self._layout.unpack_from(small.numpy().data)
         )
         if kind == _STOP:
             return None
+        more = iter(following)
         taps = {}
         if self._depths:
-            data = following[0] if count > 1 else small[self._layout.size :].clone()
+            data = next(more) if count > 1 else small[self._layout.size :].clone()
             states = data.view(self._rows.dtype).view(-1, count, self._rows.hidden)  # [K, W, H]
             taps = dict(zip(self._depths, states.unbind(), strict=True))
-        return Return(
-            self._stage,
-            serial,
-            position,
-            taps,
-            None if token == _NONE else token,
-            _spans(times, stamps),
-            following[-1].view(torch.float32) if logits_count else None,
-        )
+        token_ids = (token,) if targets == 1 else ()
+        if targets > 1:
+            token_ids = tuple(next(more).view(torch.int64).tolist())
+        logits = None
+        if logits_count:
+            logits = next(more).view(torch.float32).view(targets, -1)  # [targets, V]
+        spans = _spans(times, stamps)
+        return Return(self._stage, serial, position, taps, token_ids, spans, logits)
 
 
 def pack_request(request: Request) -> bytes:

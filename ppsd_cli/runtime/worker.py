@@ -30,25 +30,29 @@ class StageWorker:
         count = frame.hidden.shape[0]
         rows = Rows.chain(frame.position, count, stage.device)
         hidden, taps = stage.forward(frame.hidden.to(stage.device, stage.dtype), rows)
-        token_id, logits = None, None
-        if stage.part.predicts and frame.final:
-            token_id, logits = self._target(hidden[-1:], frame.position + count)
+        token_ids: tuple[int, ...] = ()
+        logits = None
+        if stage.part.predicts and frame.wanted:
+            end = frame.position + count
+            token_ids, logits = self._targets(hidden[-frame.wanted :], end - frame.wanted + 1)
         spans = (*frame.spans, Span(self.index, begin, perf_counter()))
-        ahead = Frame(frame.serial, frame.position, frame.final, hidden, spans, frame.request)
-        back = Return(self.index, frame.serial, frame.position, taps, token_id, spans, logits)
+        ahead = Frame(frame.serial, frame.position, frame.wanted, hidden, spans, frame.request)
+        back = Return(self.index, frame.serial, frame.position, taps, token_ids, spans, logits)
         return ahead, back
 
-    def _target(self, hidden: torch.Tensor, position: int) -> tuple[int, torch.Tensor | None]:
-        """The full model's token for ``position`` from the last row's state [1, H]."""
+    def _targets(
+        self, hidden: torch.Tensor, position: int
+    ) -> tuple[tuple[int, ...], torch.Tensor | None]:
+        """The full model's tokens from ``position`` on, after rows with states [W, H]."""
         assert self.stage.output is not None
         assert self._request is not None
         logits = self.stage.output.logits(hidden)
-        where = torch.tensor([position], device=logits.device)
+        where = torch.arange(position, position + hidden.shape[0], device=logits.device)
         try:
-            token = int(choose(logits, self._request.sampling, where)[0])
+            tokens = choose(logits, self._request.sampling, where).tolist()
         except ValueError as error:
             raise StageError(
                 f"stage {self.index}: {error} at position {position}; "
                 "the weights or the number format (--dtype float32) are at fault"
             ) from error
-        return token, logits[0].float().cpu() if self._request.keep_logits else None
+        return tuple(tokens), logits.float().cpu() if self._request.keep_logits else None
