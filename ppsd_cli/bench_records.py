@@ -59,6 +59,8 @@ class Contender:
     head: str | None = None
     split: tuple[int, ...] = ()
     devices: tuple[str, ...] = ()
+    threads: int | None = None
+    """CPU threads of each stage; None where all work is on a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
