@@ -1,0 +1,285 @@
+"""Who takes part in a run: what was asked for, what can run here, and with which settings.
+
+``decide`` picks settings by short probes; ``Stable.open`` makes a contender's decoder. Both are
+apart, so that a resumed run takes part with the settings that were decided when it began.
+"""
+
+from dataclasses import dataclass, field, replace
+from statistics import median
+
+import torch
+
+from ppsd_cli.bench_records import Contender
+from ppsd_cli.core.schedule import Limits
+from ppsd_cli.errors import AssetError, ConfigError, ResourceError
+from ppsd_cli.tasks.bench.decoders import Decoder, EngineDecoder
+from ppsd_cli.tasks.bench.forced import (
+    DRAFT_LENGTHS,
+    best_draft_length,
+    burst_speedup,
+    chain_speedup,
+)
+from ppsd_cli.tasks.bench.pool import Loaded, Pool, Shape, settle
+from ppsd_cli.tasks.bench.reference import TransformersDecoder, refusal
+
+DECODERS = ("ar", "ppsd", "naive-split", "eesd", "hf", "hf-early-exit")
+FORCED = ("ppsd", "eesd")
+_PROBE_TOKENS, _PROBE_ROUNDS = 32, 2
+_PREFERRED_THREADS_LOSE = 0.97
+"""The pipeline's own thread count is kept unless another is faster by more than 3%: with equal
+counts plain decoding and the pipeline are equal bit by bit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What was asked for. ``draft_length`` None: look for the best."""
+
+    decoders: tuple[str, ...]
+    acceptance: tuple[float, ...] = ()
+    draft_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """The pipelines of a run.
+
+    ``plain``: one stage. ``threads``: the counts to try for what runs in one process, the
+    preferred one first. ``chain``: PPSD's stages, with the head. ``bursts``: EESD's, one for each
+    head, the given head first. ``transformers``: None, or why it cannot run.
+    """
+
+    plain: Shape
+    threads: tuple[int, ...]
+    chain: Shape
+    bursts: tuple[Shape, ...]
+    layers: int
+    transformers: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What short trials answer: a few prompts, and the limits of the run."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A contender ready to answer. ``plain`` decodes without drafts on the same engine."""
+
+    contender: Contender
+    decoder: Decoder
+    loaded: Loaded
+    plain: Decoder | None = None
+
+
+@dataclass(slots=True)
+class Decision:
+    """Who takes part, who cannot and why, and lines for the reader."""
+
+    contenders: list[Contender] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Stable:
+    """All contenders of a run and what they run on."""
+
+    def __init__(self, shapes: Shapes, pool: Pool) -> None:
+        self._shapes, self._pool = shapes, pool
+
+    def open(self, contender: Contender) -> Rival:
+        """Load what a contender needs."""
+        if contender.decoder in ("hf", "hf-early-exit"):
+            return self._open_transformers(contender)
+        shape = self.shape(contender)
+        loaded = self._pool.engine(shape)
+        plain = EngineDecoder(loaded.thing, drafting=False)
+        drafting = contender.decoder in ("ppsd", "eesd")
+        decoder = EngineDecoder(loaded.thing, drafting, contender.draft_length or 0)
+        return Rival(contender, decoder, loaded, plain)
+
+    def shape(self, contender: Contender) -> Shape:
+        """The pipeline of one of our own contenders."""
+        if contender.decoder == "eesd":
+            burst = next(s for s in self._shapes.bursts if s.head == contender.head)
+            config = replace(burst.config, split=contender.split, devices=contender.devices)
+            shape = replace(burst, config=config)
+        elif contender.decoder == "ar" and len(contender.split) == 1:
+            shape = self._shapes.plain
+        else:
+            shape = self._shapes.chain
+        return shape.with_threads(contender.threads)
+
+    def keep(self, contenders: list[Contender]) -> None:
+        """Close engines that were only tried."""
+        self._pool.keep([self.shape(c) for c in contenders if not c.decoder.startswith("hf")])
+
+    def ideal_speedup(self, contender: Contender) -> float | None:
+        """What the formula promises for a fixed acceptance."""
+        if contender.acceptance is None:
+            return None
+        if contender.decoder == "ppsd":
+            return chain_speedup(len(contender.split), contender.acceptance)
+        assert contender.draft_length is not None
+        return burst_speedup(
+            contender.draft_length,
+            contender.acceptance,
+            exit_layer=contender.split[0],
+            layers=self._shapes.layers,
+        )
+
+    def decide(self, wish: Wish, probe: Probe) -> Decision:
+        """Settle what was left open, by trying. ``ar`` always takes part, and first."""
+        decision = Decision()
+        plain = self._decide_plain(probe, decision)
+        decision.contenders.append(plain)
+        for name in (n for n in DECODERS if n in wish.decoders):
+            if name in ("ppsd", "naive-split"):
+                decision.contenders.append(self._chain(name))
+            elif name == "eesd":
+                decision.contenders += self._decide_bursts(wish, probe)
+            elif name in ("hf", "hf-early-exit"):
+                self._decide_transformers(name, probe, decision)
+        for acceptance in wish.acceptance:
+            decision.contenders += self._forced(wish, acceptance)
+        return decision
+
+    def _decide_plain(self, probe: Probe, decision: Decision) -> Contender:
+        """Plain decoding on one device with the thread count that is fastest."""
+        shape = self._shapes.plain
+        contender = _contender("ar", "ar", shape, exact=True)
+        try:
+            self.open(contender)
+            return self._best_threads(contender, probe)
+        except (torch.OutOfMemoryError, ResourceError):
+            if len(set(self._shapes.chain.config.devices)) == 1:
+                raise
+        self._spread_bursts()
+        decision.notes.append(
+            "the model does not fit on one device: ar is plain decoding over the pipeline's "
+            "devices (the naive split)"
+        )
+        return replace(_contender("ar", "ar", self._shapes.chain, exact=True), head=None)
+
+    def _spread_bursts(self) -> None:
+        """EESD over the pipeline's devices, where one device does not hold the model."""
+        chain = self._shapes.chain.config
+        bursts = tuple(
+            replace(s, config=replace(s.config, split=chain.split, devices=chain.devices))
+            for s in self._shapes.bursts
+        )
+        self._shapes = replace(self._shapes, bursts=bursts)
+
+    def _chain(self, name: str) -> Contender:
+        contender = _contender(name, name, self._shapes.chain, exact=True)
+        return contender if name == "ppsd" else replace(contender, head=None)
+
+    def _decide_bursts(self, wish: Wish, probe: Probe) -> list[Contender]:
+        """EESD with each head, at the best of the draft lengths."""
+        found = []
+        for index, shape in enumerate(self._shapes.bursts):
+            suffix = f" {shape.head}" if index else ""
+            length = wish.draft_length or DRAFT_LENGTHS[1]
+            tried = _contender("eesd", "eesd", shape, exact=False)
+            tried = self._best_threads(replace(tried, draft_length=length), probe)
+            lengths = (wish.draft_length,) if wish.draft_length else DRAFT_LENGTHS
+            best = self._best([replace(tried, draft_length=k) for k in lengths], probe)
+            found.append(replace(best, name=f"eesd-{best.draft_length}{suffix}"))
+        return found
+
+    def _decide_transformers(self, name: str, probe: Probe, decision: Decision) -> None:
+        if self._shapes.transformers is not None:
+            decision.skipped.append((name, self._shapes.transformers))
+            return
+        contender = _contender(name, name, self._shapes.plain, exact=False)
+        try:
+            decoder = self.open(contender).decoder
+        except AssetError as error:
+            decision.skipped.append((name, str(error)))
+            return
+        assert isinstance(decoder, TransformersDecoder)
+        reason = refusal(decoder, probe.prompts[0], replace(probe.limits, max_new_tokens=4))
+        if reason is not None:
+            decision.skipped.append((name, reason))
+        else:
+            decision.contenders.append(self._best_threads(contender, probe))
+
+    def _forced(self, wish: Wish, acceptance: float) -> list[Contender]:
+        """PPSD, and EESD where it was asked for, with drafts of that quality."""
+        tag = f"@{acceptance:g}"
+        chain = self._chain("ppsd")
+        found = [replace(chain, name=f"ppsd{tag}", acceptance=acceptance)]
+        if "eesd" in wish.decoders:
+            shape = self._shapes.bursts[0]
+            exit_layer = shape.config.split[0]
+            length = wish.draft_length or best_draft_length(
+                acceptance, exit_layer=exit_layer, layers=self._shapes.layers
+            )
+            burst = _contender(f"eesd-{length}{tag}", "eesd", shape, exact=False)
+            found.append(replace(burst, draft_length=length, acceptance=acceptance))
+        return found
+
+    def _best_threads(self, contender: Contender, probe: Probe) -> Contender:
+        if contender.threads is None:
+            return contender
+        tried = [replace(contender, threads=count) for count in self._shapes.threads]
+        return self._best(tried, probe, first_wins=_PREFERRED_THREADS_LOSE)
+
+    def _best(self, tried: list[Contender], probe: Probe, *, first_wins: float = 1.0) -> Contender:
+        """The fastest by a short trial; the first if it has ``first_wins`` of the best's speed."""
+        rivals = [self.open(contender) for contender in tried]
+        if len(rivals) == 1:
+            return tried[0]
+        speeds: list[list[float]] = [[] for _ in rivals]
+        limits = replace(
+            probe.limits, max_new_tokens=min(_PROBE_TOKENS, probe.limits.max_new_tokens)
+        )
+        for rival in rivals:
+            rival.decoder.answer(probe.prompts[0], replace(limits, max_new_tokens=4))
+        for _ in range(_PROBE_ROUNDS):
+            for prompt in probe.prompts:
+                for rival, found in zip(rivals, speeds, strict=True):
+                    settle()
+                    answer = rival.decoder.answer(prompt, limits)
+                    later = len(answer.token_ids) - answer.first_tokens
+                    if later > 0 and answer.decode_seconds > 0:
+                        found.append(later / answer.decode_seconds)
+        rates = [median(found) if found else 0.0 for found in speeds]
+        return tried[0 if rates[0] >= first_wins * max(rates) else rates.index(max(rates))]
+
+    def _open_transformers(self, contender: Contender) -> Rival:
+        config = self._shapes.plain.config
+        loaded = self._pool.model(config.dtype, config.devices[0])
+        exit_layer = self._shapes.chain.config.split[0]
+        early = exit_layer if contender.decoder == "hf-early-exit" else None
+        decoder = TransformersDecoder(loaded.thing, early, contender.threads or config.threads)
+        return Rival(contender, decoder, loaded)
+
+
+def check_wish(wish: Wish) -> None:
+    """ConfigError for contenders that do not exist or contradict each other."""
+    for name in wish.decoders:
+        if name not in DECODERS:
+            raise ConfigError(f"--decoders {name}: choose of {', '.join(DECODERS)}")
+    for acceptance in wish.acceptance:
+        if not 0 <= acceptance <= 1:
+            raise ConfigError(f"--acceptance {acceptance:g}: give shares between 0 and 1")
+    if len(set(wish.acceptance)) < len(wish.acceptance):
+        raise ConfigError("--acceptance: a value is given twice")
+    if wish.draft_length is not None and "eesd" not in wish.decoders:
+        raise ConfigError("--draft-length is for eesd, which --decoders does not name")
+
+
+def _contender(name: str, decoder: str, shape: Shape, *, exact: bool) -> Contender:
+    config = shape.config
+    return Contender(
+        name,
+        decoder,
+        exact,
+        head=shape.head,
+        split=config.split,
+        devices=config.devices,
+        threads=config.threads if shape.on_cpu else None,
+    )

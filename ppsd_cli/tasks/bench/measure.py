@@ -1,0 +1,205 @@
+"""The measuring loop: every prompt goes to every contender in turn, in an order that rotates."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ppsd_cli.bench_records import Difference, Key, Question, Sample
+from ppsd_cli.core.events import Event
+from ppsd_cli.core.schedule import Limits
+from ppsd_cli.tasks.bench.contenders import Rival
+from ppsd_cli.tasks.bench.decoders import Answered, next_logits
+from ppsd_cli.tasks.bench.forced import forced_drafts
+from ppsd_cli.tasks.bench.gates import RELATIVE_TOLERANCE, first_difference
+from ppsd_cli.tasks.bench.journal import Journal
+from ppsd_cli.tasks.bench.pool import settle
+from ppsd_cli.tasks.bench.talk import Message, Talk, user
+
+WARMUP_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question of a task."""
+
+    task: str
+    question: Question
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a run goes. ``seed`` draws the fixed-acceptance drafts."""
+
+    asked: tuple[Asked, ...]
+    limits: Limits
+    repetitions: int
+    warmup: int
+    seed: int
+    vocabulary: int
+
+
+class Measurement:
+    """Takes the samples of a run that its journal does not hold yet."""
+
+    def __init__(
+        self,
+        rivals: Sequence[Rival],
+        talk: Talk,
+        course: Course,
+        journal: Journal,
+        show: Callable[[Sample, bool], None],
+    ) -> None:
+        """``rivals``: the first is plain decoding, whose answers the others are held against.
+
+        ``show`` is called with each sample once it is known whether it equals plain decoding's,
+        and with whether an earlier run had measured it.
+        """
+        self._rivals, self._talk, self._course = tuple(rivals), talk, course
+        self._journal, self._show = journal, show
+        self._restored = frozenset(journal.samples)
+        self._rounds = 0
+        self.judged: list[Sample] = []
+        """Samples that have been held against plain decoding's."""
+        self.grid_events: tuple[Event, ...] = ()
+        self.left_out: list[str] = []
+
+    def run(self) -> None:
+        """All that is missing. What was measured stays in the journal whatever ends this."""
+        try:
+            self._warm_up()
+            for repetition in range(1, self._course.repetitions + 1):
+                for asked in self._course.asked:
+                    self._conversation(asked, repetition)
+        finally:
+            self._note_memory()
+
+    def _warm_up(self) -> None:
+        first = self._course.asked[0].question.turns[0]
+        prompt = self._talk.encode([user(first)])
+        tokens = min(WARMUP_TOKENS, self._course.limits.max_new_tokens)
+        limits = replace(self._course.limits, max_new_tokens=tokens)
+        for rival in self._rivals:
+            for _ in range(self._course.warmup):
+                rival.decoder.answer(prompt, limits)
+
+    def _conversation(self, asked: Asked, repetition: int) -> None:
+        """All turns of one question; the history holds plain decoding's answers for everyone."""
+        question = asked.question
+        messages: list[Message] = []
+        for turn, text in enumerate(question.turns, 1):
+            messages.append(user(text))
+            key = Key(asked.task, question.question_id, question.category, turn, repetition)
+            prompt = self._talk.encode(messages)
+            if len(prompt) >= self._course.limits.context:
+                self._leave_out(key)
+                return
+            self._round(key, prompt)
+            reply = self._talk.decode(self._expected(key).token_ids)
+            messages.append({"role": "assistant", "content": reply})
+
+    def _leave_out(self, key: Key) -> None:
+        if key.repetition == 1:
+            self.left_out.append(f"{key.task} {key.question_id}, turn {key.turn}")
+
+    def _round(self, key: Key, prompt: tuple[int, ...]) -> None:
+        """One prompt to all contenders."""
+        for rival in self._order():
+            name = rival.contender.name
+            if (name, key) not in self._journal.samples:
+                settle()
+                sample = self._measure(rival, key, prompt)
+                self._journal.add(sample)
+        self._rounds += 1
+        for rival in self._rivals:
+            self._judge(rival, key, prompt)
+
+    def _order(self) -> list[Rival]:
+        """The contenders, rotated; those whose drafts are made from AR's answer come after it."""
+        shift = self._rounds % len(self._rivals)
+        rotated = [*self._rivals[shift:], *self._rivals[:shift]]
+        at = rotated.index(self._rivals[0])
+        early = [r for r in rotated[:at] if r.contender.acceptance is not None]
+        others = [r for r in rotated[:at] if r.contender.acceptance is None]
+        return [*others, rotated[at], *early, *rotated[at + 1 :]]
+
+    def _measure(self, rival: Rival, key: Key, prompt: tuple[int, ...]) -> Sample:
+        contender, forced = rival.contender, None
+        if contender.acceptance is not None:
+            forced = forced_drafts(
+                self._expected(key).token_ids,
+                acceptance=contender.acceptance,
+                vocabulary=self._course.vocabulary,
+                seed=self._course.seed,
+                key=key,
+            )
+        answered: Answered = rival.loaded.meter.running(
+            lambda: rival.decoder.answer(prompt, self._course.limits, forced)
+        )
+        if contender.name == "ppsd" and not self.grid_events:
+            self.grid_events = answered.events
+        return Sample(
+            key=key,
+            contender=contender.name,
+            prompt_tokens=len(prompt),
+            token_ids=answered.token_ids,
+            finish_reason=answered.finish_reason,
+            first_token_seconds=answered.first_token_seconds,
+            decode_seconds=answered.decode_seconds,
+            counts=answered.counts,
+            first_tokens=answered.first_tokens,
+        )
+
+    def _expected(self, key: Key) -> Sample:
+        """Plain decoding's answer: the first repetition's where that is there."""
+        first = self._rivals[0].contender.name, replace(key, repetition=1)
+        here = self._rivals[0].contender.name, key
+        samples = self._journal.samples
+        return samples[first] if first in samples else samples[here]
+
+    def _judge(self, rival: Rival, key: Key, prompt: tuple[int, ...]) -> None:
+        """Hold a sample against plain decoding's and show it."""
+        sample = self._journal.samples[rival.contender.name, key]
+        expected = self._expected(key)
+        index = first_difference(expected.token_ids, sample.token_ids)
+        if index is not None and sample.difference is None:
+            difference = self._difference(rival, sample, expected, prompt, index)
+            sample = self._journal.judge(sample, difference)
+        self.judged.append(sample)
+        self._show(sample, (sample.contender, key) in self._restored)
+
+    def _difference(
+        self, rival: Rival, sample: Sample, expected: Sample, prompt: tuple[int, ...], index: int
+    ) -> Difference:
+        ours, theirs = expected.token_ids[index:], sample.token_ids[index:]
+        gap, tolerance = None, None
+        plain = self._rivals[0]
+        if ours and theirs:
+            engine = plain.loaded.thing
+            logits = next_logits(engine, (*prompt, *expected.token_ids[:index]))
+            if logits is not None:
+                chosen, other = float(logits[ours[0]]), float(logits[theirs[0]])
+                gap = abs(chosen - other)
+                tolerance = RELATIVE_TOLERANCE[engine.config.dtype] * max(
+                    1.0, abs(chosen), abs(other)
+                )
+        return Difference(
+            index=index,
+            expected_id=ours[0] if ours else None,
+            found_id=theirs[0] if theirs else None,
+            logit_gap=gap,
+            tolerance=tolerance,
+            same_threads_equal=self._threads_explain(rival, sample, prompt),
+        )
+
+    def _threads_explain(self, rival: Rival, sample: Sample, prompt: tuple[int, ...]) -> bool:
+        """Whether an exact contender equals plain decoding with its own number of threads."""
+        same = rival.contender.threads == self._rivals[0].contender.threads
+        if not rival.contender.exact or same or rival.plain is None:
+            return False
+        again = rival.plain.answer(prompt, self._course.limits)
+        return again.token_ids == sample.token_ids
+
+    def _note_memory(self) -> None:
+        for rival in self._rivals:
+            peak = rival.loaded.peak_memory()
+            if peak is not None:
+                self._journal.remember_memory(rival.contender.name, peak)
