@@ -1,20 +1,34 @@
 """From checkpoint tensors to the layouts of the lean layers. Reads only what is asked for."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ppsd_cli.model.layers import LayerWeights
 from ppsd_cli.model.spec import ModelSpec
-from ppsd_cli.model.weights import Checkpoint
+
+
+class TensorSource(Protocol):
+    """Where tensors come from: files (``weights.Checkpoint``), or made at random."""
+
+    def tensor(
+        self,
+        name: str,
+        dtype: torch.dtype | None = None,
+        *,
+        shape: tuple[int, ...] | None = None,
+    ) -> Tensor:
+        """The tensor ``name`` as ``dtype``; an error where it has another shape."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Loader:
     """Reads tensors of one checkpoint for one device and number format."""
 
-    checkpoint: Checkpoint
+    checkpoint: TensorSource
     spec: ModelSpec
     dtype: torch.dtype
     device: torch.device

@@ -6,14 +6,19 @@ from pathlib import Path
 
 import torch
 
+from ppsd_cli.core.plan import MAX_DRAFT_LENGTH
 from ppsd_cli.errors import ConfigError
 from ppsd_cli.model.head_files import HeadInfo, check_fit, raw_exit, read_head, read_info
 from ppsd_cli.model.heads import DraftHead, HeadWeights, Tap
 from ppsd_cli.model.load import Loader
-from ppsd_cli.model.spec import ModelSpec
-from ppsd_cli.model.spec_reader import read_spec
+from ppsd_cli.model.places import open_checkpoint, spec_of
+from ppsd_cli.model.random_weights import (
+    DRAFT_VOCABULARY,
+    RANDOM_HEADS,
+    random_head,
+    random_taps,
+)
 from ppsd_cli.model.stage import Stage, StageRange
-from ppsd_cli.model.weights import Checkpoint
 from ppsd_cli.runtime.front import Front
 from ppsd_cli.runtime.local import LocalLink, LocalRunner
 from ppsd_cli.runtime.worker import StageWorker
@@ -26,8 +31,9 @@ class PipelineConfig:
     """Everything that a stage needs to load itself; travels to stage processes as JSON.
 
     ``split``: layers of each stage. ``devices``: one for each stage. ``slots``: context in
-    tokens. ``chunk``: prompt tokens per prefill tick. ``head``: a folder, ``raw``, or None.
-    ``threads``: torch threads of each stage.
+    tokens. ``chunk``: prompt tokens per prefill tick. ``folder``: a place as ``model.places``
+    reads it. ``head``: a folder, ``raw``, one of ``RANDOM_HEADS``, or None. ``threads``: torch
+    threads of each stage.
     """
 
     folder: str
@@ -69,6 +75,8 @@ def head_taps(config: PipelineConfig) -> tuple[Tap, ...]:
         return ()
     if config.head == RAW_EXIT:
         return (Tap(config.split[0], 0),)
+    if config.head in RANDOM_HEADS:
+        return random_taps(config.head, config.split)
     return read_info(Path(config.head)).taps
 
 
@@ -107,7 +115,7 @@ def load_head(config: PipelineConfig, first: Stage) -> DraftHead | None:
         matrix = first.embedding if loader.spec.tied else loader.lm_matrix()
     assert matrix is not None
     weights = _head_weights(config, loader, matrix)
-    ring = (config.stages + 1) * config.chunk + 2 * config.stages
+    ring = (config.stages + 1) * config.chunk + 2 * (config.stages + MAX_DRAFT_LENGTH)
     return DraftHead(loader.spec, weights, slots=config.slots, ring=ring)
 
 
@@ -125,6 +133,9 @@ def _head_weights(config: PipelineConfig, loader: Loader, matrix: torch.Tensor) 
     spec = loader.spec
     if config.head == RAW_EXIT:
         return raw_exit(loader, config.split[0], matrix, columns=config.draft_vocab)
+    if config.head in RANDOM_HEADS:
+        columns = config.draft_vocab or DRAFT_VOCABULARY
+        return random_head(loader, matrix, taps=head_taps(config), draft_vocab=columns)
     assert config.head is not None
     folder = Path(config.head)
     info: HeadInfo = read_info(folder)
@@ -133,8 +144,6 @@ def _head_weights(config: PipelineConfig, loader: Loader, matrix: torch.Tensor) 
 
 
 def _loader(config: PipelineConfig, stage: int) -> Loader:
-    folder = Path(config.folder)
-    spec: ModelSpec = read_spec(folder)
-    return Loader(
-        Checkpoint(folder), spec, getattr(torch, config.dtype), torch.device(config.devices[stage])
-    )
+    device = torch.device(config.devices[stage])
+    checkpoint = open_checkpoint(config.folder, device)
+    return Loader(checkpoint, spec_of(config.folder), getattr(torch, config.dtype), device)
