@@ -14,11 +14,13 @@ from typing import Any
 
 import yaml
 
+from ppsd_cli.core.plan import MAX_DRAFT_LENGTH
 from ppsd_cli.errors import AssetError, ConfigError
 
-DECODERS = ("auto", "ppsd", "ar")
+DECODERS = ("auto", "ppsd", "eesd", "ar")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULT_MAX_NEW_TOKENS = 512
+DEFAULT_DRAFT_LENGTH = 4
 _THREADS_PER_CORE = 8
 _NAME = re.compile(r"[\w.-]+")
 
@@ -34,6 +36,7 @@ class Settings:
     devices: tuple[str, ...] | None = None
     head: str | None = None
     draft_vocab: int | None = None
+    draft_length: int | None = None
     dtype: str | None = None
     context: int | None = None
     threads: int | None = None
@@ -116,11 +119,14 @@ def check(settings: Settings) -> None:
     if settings.dtype is not None and settings.dtype not in DTYPES:
         raise ConfigError(f"--dtype {settings.dtype}: choose one of {', '.join(DTYPES)}")
     for name in (
-        "exit_layer", "stages", "draft_vocab", "context", "threads", "max_new_tokens"
+        "exit_layer", "stages", "draft_vocab", "draft_length", "context", "threads",
+        "max_new_tokens",
     ):  # fmt: skip
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+    if settings.draft_length is not None and settings.draft_length > MAX_DRAFT_LENGTH:
+        raise ConfigError(f"--draft-length {settings.draft_length}: at most {MAX_DRAFT_LENGTH}")
     check_threads(settings.threads)
     _check_sampling(settings)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -120,9 +121,9 @@ def answer(
     tokens: int = 12,
     forced: tuple[int, ...] | None = None,
     temperature: float = 0.0,
-    keep_logits: bool = True,
+    **more: Any,
 ) -> list[Event]:
-    """All events of one answer."""
+    """All events of one answer; ``more`` for the request."""
     limits = Limits(tokens, SLOTS)
     request = Request(
         Sampling(temperature=temperature, seed=7),
@@ -130,7 +131,7 @@ def answer(
         feed_limit=limits.feed_limit(len(prompt)),
         forced_drafts=forced,
         prompt_tokens=len(prompt),
-        keep_logits=keep_logits,
+        **{"keep_logits": True, **more},
     )
     schedule = Schedule(prompt, stages=runner.stages, chunk=CHUNK, request=request, limits=limits)
     return list(decode(runner, schedule))

@@ -306,7 +306,10 @@ def answer(
     forced: Sequence[int] | None = None,
     **options: Any,
 ) -> Run:
-    """Decode one answer. Options: sampling, eos, context, chunk (as the runner's), keep_logits."""
+    """Decode one answer.
+
+    Options: sampling, eos, context, chunk (as the runner's), keep_logits, draft_length.
+    """
     limits = Limits(count, options.get("context", CONTEXT), frozenset(options.get("eos", ())))
     request = Request(
         sampling=options.get("sampling", GREEDY),
@@ -315,6 +318,7 @@ def answer(
         forced_drafts=None if forced is None else tuple(forced),
         prompt_tokens=len(prompt),
         keep_logits=options.get("keep_logits", True),
+        draft_length=options.get("draft_length", 0),
     )
     schedule = Schedule(
         tuple(prompt),

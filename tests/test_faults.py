@@ -29,7 +29,7 @@ _observe, _tapped, _prompt_plans = DraftHead.observe, DraftHead._tapped, schedul
 _frequencies, _choose, _rotate = rope._frequencies, choose.choose, rope.rotate
 _finish = layers.finish
 _head_init, _split_heads, _linear = DraftHead.__init__, layers.split_heads, layers.linear
-_fed_at, _next = Front._fed_at, Front._next
+_fed_at, _enter = Front._fed_at, Front._enter
 _ending, _feed_limit, _attend = Schedule._ending, Limits.feed_limit, cache.attend
 
 
@@ -344,9 +344,9 @@ def correction_not_fed(patch: Patch) -> None:
         due = self._chain._due
         if due is not None and self._head is not None and self._request.drafting:
             self._chain._due = (due[0], due[1] ^ 1)
-        return _next(self, plan)
+        return _enter(self, plan)
 
-    patch.setattr(Front, "_next", following)
+    patch.setattr(Front, "_enter", following)
 
 
 def ring_too_short(patch: Patch) -> None:

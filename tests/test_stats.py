@@ -5,9 +5,11 @@ from ui_chain import ANSWER, TICK, Chain
 
 from ppsd_cli.core.events import (
     Committed,
+    Entered,
     Event,
     Finished,
     FinishReason,
+    Flushed,
     Outcome,
     Span,
     Ticked,
@@ -134,3 +136,52 @@ def test_progress_agrees_with_the_snapshot_at_any_time() -> None:
         assert (now.ticks, now.tokens) == (full.ticks, full.tokens)
         assert now.acceptance_rate == full.acceptance_rate
         assert now.tokens_per_tick == full.tokens_per_tick
+
+
+def test_feeds_of_a_chain_are_its_tokens() -> None:
+    stats = stats_of(Chain(stages=2, wrong=frozenset()))
+    assert stats.feeds == len(ANSWER)
+    assert stats.tokens_per_feed == pytest.approx((len(ANSWER) - 1) / len(ANSWER))
+    assert StatsBuilder(2).snapshot().tokens_per_feed is None
+
+
+def test_a_burst_is_one_feed_timed_once() -> None:
+    """A burst of three: right, wrong, void; then one of one. Bubbles do not count as drafting."""
+    builder = StatsBuilder(2)
+    events: list[Event] = [
+        Entered(0, 0, 0, None, 4, False),
+        Ticked(0, 0.0, 0.0, 0.0, 1.0),
+        Ticked(1, 1.0, 2.0, 2.0, 2.0),
+        Verified(2, 0, 50, True, (Span(0, 0.0, 1.0), Span(1, 1.0, 2.0))),
+        Committed(2, 4, 50, Outcome.UNDRAFTED),
+        *(Entered(2, 1 + i, 4 + i, 50 + i, 1, i > 0) for i in range(4)),
+        Ticked(2, 2.0, 2.0, 2.5, 5.0),
+        Ticked(3, 5.0, 6.0, 6.0, 6.0),
+    ]
+    spans = (Span(0, 2.0, 5.0), Span(1, 5.0, 6.0))
+    events += [
+        Verified(4, 1, 51, True, spans),
+        Committed(4, 5, 51, Outcome.ACCEPTED),
+        Verified(4, 2, 99, True, spans),
+        Committed(4, 6, 99, Outcome.CORRECTED, 52),
+        Flushed(4, 6, (3, 4)),
+        Verified(4, 3, 7, False, spans),
+        Verified(4, 4, 7, False, spans),
+        Entered(4, 5, 6, 99, 1, False),
+        Ticked(4, 6.0, 6.0, 6.5, 9.0),
+        Ticked(5, 9.0, 10.0, 10.0, 10.0),
+        Verified(6, 5, 1, True, (Span(0, 6.0, 9.0), Span(1, 9.0, 10.0))),
+        Committed(6, 7, 1, Outcome.UNDRAFTED),
+        Finished(6, FinishReason.STOP),
+    ]
+    for event in events:
+        builder.add(event)
+    stats = builder.snapshot()
+    assert (stats.ticks, stats.tokens, stats.feeds) == (6, 4, 2)
+    assert (stats.verified, stats.accepted, stats.void_drafts, stats.flushes) == (2, 1, 2, 1)
+    assert stats.tokens_per_feed == 1.5
+    assert [each.mean for each in stats.stage_seconds] == [3.0, 1.0]
+    assert stats.tick_time is not None
+    assert (stats.tick_time.draft, stats.tick_time.layers) == (0.5, 2.5)
+    shares = [(busy.useful, busy.void, busy.bubble) for busy in stats.stage_busy]
+    assert shares == [(0.5, 0.0, 0.5)] * 2, "a stage that works on a burst is of use"

@@ -36,8 +36,19 @@ def test_measured_beats_estimated(stats: RunStats) -> None:
 
 
 def test_no_comparison_without_times(stats: RunStats) -> None:
-    line = final_line(replace(stats, stage_seconds=()), decoder="eesd", tokens_per_second=6.0)
+    line = final_line(replace(stats, stage_seconds=()), decoder="ppsd", tokens_per_second=6.0)
     assert line == "speculation: 86% of guesses right, 0.70 tokens per tick, 6.0 tokens/s"
+
+
+def test_bursts_are_compared_with_what_was_measured_only(stats: RunStats) -> None:
+    """A stage's time for a burst says nothing about its time for a token."""
+    burst = replace(stats, feeds=11)
+    line = final_line(burst, decoder="eesd", tokens_per_second=6.0)
+    assert line == (
+        "draft, then verify (EESD): 86% of guesses right, 2.00 tokens per burst, 6.0 tokens/s"
+    )
+    line = final_line(burst, decoder="eesd", tokens_per_second=6.0, ar_seconds_per_token=0.25)
+    assert line.endswith("6.0 tokens/s; 1.50x the same stages one at a time (measured)")
 
 
 def test_nothing_verified(stats: RunStats) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from ui_chain import TICK, Chain
 
+from ppsd_cli.core.events import Entered, Flushed, Span, Verified
 from ppsd_cli.errors import AssetError, ResourceError
 from ppsd_cli.files import check_writable
 from ppsd_cli.ui.trace import TraceWriter
@@ -57,6 +58,23 @@ def test_flushes_are_instants(writer: TraceWriter) -> None:
     flushes = [each for each in named(writer.events(), "i") if each["name"] == "flush"]
     assert len(flushes) == 3
     assert all(len(each["args"]["void"]) == 2 and each["s"] == "p" for each in flushes)
+
+
+def test_a_burst_is_one_slice_a_stage() -> None:
+    trace = TraceWriter(stages=2)
+    spans = (Span(0, 0.0, 0.4), Span(1, 0.5, 0.9))
+    for serial in range(3):
+        trace.add(Entered(0, serial, 9 + serial, 5, 1, drafted=serial > 0))
+    trace.add(Verified(2, 0, 5, True, spans))
+    trace.add(Verified(2, 1, 8, True, spans))
+    trace.add(Flushed(2, 11, (2,)))
+    trace.add(Verified(2, 2, 8, False, spans))
+    slices = [each for each in trace.events() if each["ph"] == "X"]
+    assert [(each["tid"], each["name"], each["dur"]) for each in slices] == [
+        (0, "position 9", 400_000.0),
+        (1, "position 9", 400_000.0),
+    ]
+    assert all(each["args"]["guesses"] == 2 for each in slices)
 
 
 def test_empty_run(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def _answer(
         prompt_ids,
         sampling=_sampling(settings, options.seed),
         limits=limits,
-        drafting=Drafting(plan.decoder == "ppsd"),
+        drafting=Drafting(plan.decoder != "ar", draft_length=plan.draft_length),
     )
     answer = Answer(len(prompt_ids), StatsBuilder(engine.runner.stages))
     trace = TraceWriter(engine.runner.stages) if options.trace is not None else None
@@ -219,7 +219,7 @@ def _view(plan: Plan, options: AnswerOptions) -> Iterator[View]:
         terminal = False
     parts = [plan.config.part(s) for s in range(plan.config.stages)]
     layers = tuple((part.first, part.last) for part in parts)
-    drafting = plan.decoder == "ppsd"
+    drafting = plan.decoder != "ar"
     if drawn and terminal:
         with LiveView(Console(), layers=layers, clock=perf_counter, drafting=drafting) as live:
             yield live

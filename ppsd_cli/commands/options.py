@@ -85,9 +85,13 @@ Decoder = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=_PIPE,
-        help="ppsd, ar (plain; with several stages the naive split), or auto: ppsd with a head "
-        "or pipeline flags, else ar.",
+        help="ppsd, eesd (draft several, then verify them at once), ar (plain; with several "
+        "stages the naive split), or auto: ppsd with a head or pipeline flags, else ar.",
     ),
+]
+DraftLength = Annotated[
+    int | None,
+    typer.Option(rich_help_panel=_PIPE, help="Tokens that eesd drafts at a time. Default: 4."),
 ]
 Threads = Annotated[
     int | None,

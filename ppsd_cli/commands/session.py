@@ -8,7 +8,14 @@ from pathlib import Path
 
 import ppsd_cli
 from ppsd_cli.assets import ModelFiles, WheelSource, resolve_model
-from ppsd_cli.config import Profile, Settings, check, load_profile, profile_names
+from ppsd_cli.config import (
+    DEFAULT_DRAFT_LENGTH,
+    Profile,
+    Settings,
+    check,
+    load_profile,
+    profile_names,
+)
 from ppsd_cli.errors import AssetError, ConfigError
 from ppsd_cli.model.head_files import HeadInfo, check_fit, late_tap, read_info
 from ppsd_cli.model.spec import ModelSpec
@@ -39,7 +46,10 @@ class ModelChoice:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything decided before weights load. ``notes`` are lines for the person."""
+    """Everything decided before weights load. ``notes`` are lines for the person.
+
+    ``draft_length``: guesses of a burst of ``eesd``, 0 for other decoders.
+    """
 
     files: ModelFiles
     spec: ModelSpec
@@ -50,6 +60,7 @@ class Plan:
     head_name: str | None
     eos_ids: frozenset[int]
     notes: tuple[str, ...]
+    draft_length: int = 0
 
 
 def profile_folders() -> tuple[Path, ...]:
@@ -111,13 +122,13 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
     spec = read_spec(files.folder)
     head = _find_head(settings, profile)
     decoder, reason = _decoder(settings, head)
+    _refuse_drafting(flags, decoder)
     if decoder == "ar":
-        _refuse_drafting(flags)
         head = None
     elif head is None:
         head = RAW_EXIT
     info = read_info(Path(head)) if head not in (None, RAW_EXIT) else None
-    split = _split(settings, spec, info, drafting=decoder == "ppsd")
+    split = _split(settings, spec, info, decoder=decoder)
     if info is not None:
         check_fit(info, model_hash=files.model_hash, hidden=spec.hidden, split=split)
         if settings.draft_vocab is not None:
@@ -127,6 +138,8 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
             f"--draft-vocab {settings.draft_vocab}: the model has {spec.vocabulary} tokens"
         )
     devices, processes = choose_devices(settings.devices, stages=len(split))
+    if decoder == "eesd" and settings.devices is None:
+        processes = False  # its stages take turns
     config = PipelineConfig(
         folder=str(files.folder),
         model_hash=files.model_hash,
@@ -154,11 +167,18 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
         head_name=head if head in (None, RAW_EXIT) else Path(str(head)).name,
         eos_ids=frozenset(read_eos_ids(files.folder)),
         notes=(*notes, *generation_warnings(files.folder)),
+        draft_length=(settings.draft_length or DEFAULT_DRAFT_LENGTH) if decoder == "eesd" else 0,
     )
 
 
-def _refuse_drafting(flags: Settings) -> None:
-    """Plain decoding makes no use of a head; who names one expects something else."""
+def _refuse_drafting(flags: Settings, decoder: str) -> None:
+    """Plain decoding makes no use of a head, nor do others of a draft length."""
+    if decoder != "eesd" and flags.draft_length is not None:
+        raise ConfigError(
+            f"--draft-length is for --decoder eesd, and this run's is {decoder}; change one"
+        )
+    if decoder != "ar":
+        return
     for name, value in (("--head", flags.head), ("--draft-vocab", flags.draft_vocab)):
         if value is not None:
             raise ConfigError(f"{name} and --decoder ar: plain decoding does not draft; drop one")
@@ -217,13 +237,15 @@ def _decoder(settings: Settings, head: str | None) -> tuple[str, str | None]:
         if head is None and not shaped:
             return "ar", "no draft head and no pipeline flags"
         asked = "ppsd"
-    if asked == "ppsd" and (settings.stages == 1 or len(settings.split or (0, 0)) == 1):
-        raise ConfigError("--decoder ppsd needs two stages or more; use --stages 2 or --decoder ar")
+    if asked != "ar" and (settings.stages == 1 or len(settings.split or (0, 0)) == 1):
+        raise ConfigError(
+            f"--decoder {asked} needs two stages or more; use --stages 2 or --decoder ar"
+        )
     return asked, None
 
 
 def _split(
-    settings: Settings, spec: ModelSpec, info: HeadInfo | None, *, drafting: bool
+    settings: Settings, spec: ModelSpec, info: HeadInfo | None, *, decoder: str
 ) -> tuple[int, ...]:
     """Layers of each stage, from flags, the head and the costs."""
     exit_layer = settings.exit_layer
@@ -236,22 +258,24 @@ def _split(
         return settings.split
     if info is not None and exit_layer is None:
         exit_layer = info.exit_layer
-    stages = _asked_stages(settings) or _stage_count(spec, info, exit_layer, drafting)
+    stages = _asked_stages(settings) or _stage_count(spec, info, exit_layer, decoder)
     blocks = 0 if info is None else info.blocks
     vocabulary = settings.draft_vocab if info is None else info.draft_vocabulary
-    costs = costs_of(spec, blocks=blocks, draft_vocab=vocabulary, drafting=drafting)
+    costs = costs_of(spec, blocks=blocks, draft_vocab=vocabulary, drafting=decoder != "ar")
     return choose_split(spec.layers, stages=stages, exit_layer=exit_layer, costs=costs)
 
 
 def _stage_count(
-    spec: ModelSpec, info: HeadInfo | None, exit_layer: int | None, drafting: bool
+    spec: ModelSpec, info: HeadInfo | None, exit_layer: int | None, decoder: str
 ) -> int:
-    """Stages where no flag fixes them."""
+    """Stages where no flag fixes them. Those of ``eesd`` take turns, so more bring nothing."""
+    if decoder == "eesd":
+        return 2
     if info is not None:
         return info.stages
     if exit_layer is not None:
         return default_stages(spec.layers, exit_layer)
-    return 2 if drafting else 1
+    return 1 if decoder == "ar" else 2
 
 
 def _context(settings: Settings, spec: ModelSpec) -> int:

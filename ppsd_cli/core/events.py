@@ -44,7 +44,8 @@ class Ticked:
     """A tick of stage 0 has ended. Times in seconds, on the host's monotonic clock.
 
     ``begin`` to ``received``: waiting for the boundary (results of the other stages);
-    to ``drafted``: deciding and running the draft head; to ``end``: stage 0's layers.
+    to ``drafted``: deciding and running the draft head; to ``end``: stage 0's layers. Where both
+    take turns (EESD), ``drafted`` is ``received`` plus all the drafting of the tick.
     """
 
     tick: int

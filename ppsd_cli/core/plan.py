@@ -10,6 +10,9 @@ from typing import Any, Protocol
 
 from ppsd_cli.core.events import Span, Ticked
 
+MAX_DRAFT_LENGTH = 64
+"""Guesses of one burst at most; buffers are made for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:

@@ -14,7 +14,18 @@ from ppsd_cli.core.events import (
     Flushed,
     Verified,
 )
-from ppsd_cli.core.plan import Bubble, Node, Plan, Prompt, Request, Step, Target, TickResult, chunks
+from ppsd_cli.core.plan import (
+    Bubble,
+    Burst,
+    Node,
+    Plan,
+    Prompt,
+    Request,
+    Step,
+    Target,
+    TickResult,
+    chunks,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +45,9 @@ class Schedule:
     """Plans for a runner, and events from its results, for one answer.
 
     Plans are made without knowing the results, so they may run ahead: prompt chunks, bubbles
-    until the first token is known, then one step a tick (drafting) or one step in ``stages``
-    ticks (not drafting: each token waits for the full model).
+    until the first token is known, then one step a tick (the chain), one step in ``stages`` ticks
+    (not drafting: each token waits for the full model), or one burst in ``stages`` ticks (EESD:
+    each burst waits for the full model, and what it commits is decided row by row as in a chain).
     """
 
     def __init__(
@@ -48,8 +60,9 @@ class Schedule:
         limits: Limits,
     ) -> None:
         self._prompt_end = len(prompt)
-        self._stages = stages
-        self._drafting = request.drafting
+        self._feed: Plan = Burst(request.draft_length) if request.draft_length else Step()
+        chain = request.drafting and not request.draft_length
+        self._waiting = 0 if chain else stages - 1
         self._limits = limits
         self._chain = Chain()
         self._planned: deque[Plan] = deque(_prompt_plans(prompt, chunk, request))
@@ -59,9 +72,7 @@ class Schedule:
     def next_plan(self) -> Plan:
         """What to ask of the runner in the next tick."""
         if not self._planned:
-            self._planned.append(Step())
-            if not self._drafting:
-                self._planned.extend([Bubble()] * (self._stages - 1))
+            self._planned.extend([self._feed, *[Bubble()] * self._waiting])
         return self._planned.popleft()
 
     def apply(self, result: TickResult) -> Iterator[Event]:

@@ -3,6 +3,10 @@
 Boundaries are numbered by the tick that starts there. *Decode ticks* begin with the tick in which
 the last prompt chunk enters and end at the boundary of the last commit, so ``n`` stages and a
 one-chunk prompt cost ``n`` ticks to the first token.
+
+EESD takes ``n`` ticks for the prompt and ``n`` for each burst, so ``tokens_per_tick`` compares it
+with a chain over the same stages; on one device, where the stages run one after the other, what
+counts is ``tokens_per_feed``, the tokens that a burst brings.
 """
 
 from collections import Counter
@@ -33,7 +37,7 @@ class StageBusy:
 
 @dataclass(frozen=True, slots=True)
 class StageTime:
-    """How long one stage worked on a one-token node, in seconds."""
+    """How long one stage worked on what entered in one tick: a token, or a burst (seconds)."""
 
     mean: float
     median: float
@@ -41,7 +45,10 @@ class StageTime:
 
 @dataclass(frozen=True, slots=True)
 class TickTime:
-    """Medians over the decode ticks of stage 0, in seconds; parts need not add up to ``total``."""
+    """Medians over the decode ticks of stage 0, in seconds; parts need not add up to ``total``.
+
+    ``draft`` and ``layers`` over those in which tokens entered.
+    """
 
     total: float
     wait: float
@@ -74,6 +81,13 @@ class RunStats:
     stage_seconds: tuple[StageTime, ...]
     """One a stage; empty when the runner reports no spans for every stage."""
     tick_time: TickTime | None
+    feeds: int = 0
+    """Ticks in which tokens entered: one each in a chain, a burst each in EESD."""
+
+    @property
+    def tokens_per_feed(self) -> float | None:
+        """Tokens after the first, which the prompt gave, over ``feeds``."""
+        return (self.tokens - 1) / self.feeds if self.feeds else None
 
     @property
     def stage_busy_fraction(self) -> float | None:
@@ -116,7 +130,8 @@ class StatsBuilder:
         self._runs: Counter[int] = Counter()
         self._run = 0
         self._drafted: set[int] = set()
-        self._token_nodes: set[int] = set()
+        self._feeds: set[int] = set()
+        self._leaders: set[int] = set()
         self._void_drafts: set[int] = set()
         self._flushes = 0
         self._first_enter: int | None = None
@@ -175,6 +190,7 @@ class StatsBuilder:
             stage_busy=self._busy(now.ticks),
             stage_seconds=self._stage_seconds(),
             tick_time=self._tick_time(now.ticks),
+            feeds=len(self._feeds),
         )
 
     def _enter(self, event: Entered) -> None:
@@ -184,14 +200,16 @@ class StatsBuilder:
             if self._last_commit is None:
                 self._last_chunk = event.tick
             return
-        self._token_nodes.add(event.serial)
+        if event.tick not in self._feeds:  # nodes of one tick share their stages' times
+            self._feeds.add(event.tick)
+            self._leaders.add(event.serial)
         if event.drafted:
             self._drafted.add(event.serial)
 
     def _verify(self, event: Verified) -> None:
         if not event.live and event.serial in self._drafted:
             self._void_drafts.add(event.serial)
-        if event.serial in self._token_nodes:
+        if event.serial in self._leaders:
             for span in event.spans:
                 self._spans[span.stage].append(span.end - span.begin)
 
@@ -226,9 +244,10 @@ class StatsBuilder:
         decode = [each for each in self._ticked if first <= each.tick < first + ticks]
         if not decode:
             return None
+        feeding = [each for each in decode if each.tick in self._feeds] or decode
         return TickTime(
             total=median(each.end - each.begin for each in decode),
             wait=median(each.received - each.begin for each in decode),
-            draft=median(each.drafted - each.received for each in decode),
-            layers=median(each.end - each.drafted for each in decode),
+            draft=median(each.drafted - each.received for each in feeding),
+            layers=median(each.end - each.drafted for each in feeding),
         )

@@ -82,7 +82,7 @@ class DraftHead:
 
     Tapped states live in rings indexed by position, because a query after a flush needs states
     that a void query has already used. ``ring`` is their length in positions: at least
-    ``stages`` prompt chunks plus twice the number of stages.
+    ``stages`` prompt chunks plus twice the number of stages, and two bursts (``core.plan``).
     """
 
     def __init__(self, spec: ModelSpec, weights: HeadWeights, *, slots: int, ring: int) -> None:
@@ -117,6 +117,21 @@ class DraftHead:
     def token_ids(self) -> Tensor | None:
         """Full-vocabulary ids [V'] of the draft logits' columns, or None if they are the same."""
         return self.weights.output.token_ids
+
+    @property
+    def states(self) -> Tensor:
+        """Tapped states [K, ring, H] by position modulo the ring."""
+        return self._states
+
+    @property
+    def caches(self) -> list[LayerCache]:
+        """One for each block."""
+        return self._caches
+
+    @property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Rotary cosines and signed sines [S, D]."""
+        return self._cos, self._sin
 
     def observe(self, depth: int, start: int, states: Tensor) -> None:
         """Remember the states [W, H] after ``depth`` layers for positions from ``start`` on."""

@@ -21,11 +21,15 @@ from ppsd_cli.runtime.torchrun import is_torchrun, joined_runner
 
 @dataclass(frozen=True, slots=True)
 class Drafting:
-    """How an answer is drafted: not at all, by the head, or by given tokens (for measurements)."""
+    """How an answer is drafted: not at all, by the head, or by given tokens (for measurements).
+
+    ``draft_length``: guesses before all are verified at once (EESD); 0 is the chain.
+    """
 
     on: bool
     forced: tuple[int, ...] | None = None
     keep_logits: bool = False
+    draft_length: int = 0
 
 
 class Engine:
@@ -46,6 +50,7 @@ class Engine:
             forced_drafts=drafting.forced,
             prompt_tokens=len(prompt),
             keep_logits=drafting.keep_logits,
+            draft_length=drafting.draft_length if drafting.on else 0,
         )
         schedule = Schedule(
             prompt,

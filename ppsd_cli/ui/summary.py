@@ -1,5 +1,7 @@
 """Lines that sum a run up: the footer, the legend and the closing statement."""
 
+from dataclasses import replace
+
 from rich.text import Text
 
 from ppsd_cli.core.events import Outcome
@@ -70,18 +72,24 @@ def final_line(
 
     ``tokens_per_second`` is that of decoding. ``ar_seconds_per_token`` is plain decoding over the
     same stages, where it was measured; otherwise it is estimated as the sum of the stages' median
-    times for one token, and the line says so.
+    times for one token, and the line says so; bursts (EESD) allow no such estimate.
     """
     rate = "" if tokens_per_second is None else f"{tokens_per_second:.1f} tokens/s"
     if decoder == "ar":
         return f"plain decoding, no speculation{': ' if rate else ''}{rate}"
     if stats.acceptance_rate is None:
         return f"speculation: no guess was verified in {stats.tokens} tokens"
-    parts = [f"speculation: {stats.acceptance_rate:.0%} of guesses right"]
-    if stats.tokens_per_tick is not None:
+    burst = decoder == "eesd"
+    name = "draft, then verify (EESD)" if burst else "speculation"
+    parts = [f"{name}: {stats.acceptance_rate:.0%} of guesses right"]
+    if burst and stats.tokens_per_feed is not None:
+        parts.append(f"{stats.tokens_per_feed:.2f} tokens per burst")
+    elif stats.tokens_per_tick is not None:
         parts.append(f"{stats.tokens_per_tick:.2f} tokens per tick")
     if rate:
         parts.append(rate)
+    if burst:
+        stats = replace(stats, stage_seconds=())
     return ", ".join(parts) + _against_ar(stats, tokens_per_second, ar_seconds_per_token)
 
 

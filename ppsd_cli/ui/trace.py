@@ -1,6 +1,7 @@
 """Chrome trace of a run: opens in Perfetto and in ``chrome://tracing``."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ TraceEvent = dict[str, Any]
 class TraceWriter:
     """Collects the events of a run and writes them as a JSON array of trace events.
 
-    One thread a stage with what it did for each node, and one for what stage 0 does around its
-    layers (waiting, drafting). Times are microseconds since the first of the run.
+    One thread a stage with what it did in each tick (``guesses``: those that entered behind the
+    node in the same tick), and one for what stage 0 does around its layers (waiting, drafting).
+    Times are microseconds since the first of the run.
     """
 
     def __init__(self, stages: int) -> None:
         self._stages = stages
         self._entered: dict[int, Entered] = {}
+        self._first_of_tick: dict[int, int] = {}
+        self._guesses: Counter[int] = Counter()
         self._verified: list[Verified] = []
         self._committed: list[Committed] = []
         self._flushed: list[Flushed] = []
@@ -33,6 +37,8 @@ class TraceWriter:
         match event:
             case Entered():
                 self._entered[event.serial] = event
+                first = self._first_of_tick.setdefault(event.tick, event.serial)
+                self._guesses[event.tick] += first != event.serial
             case Verified():
                 self._verified.append(event)
                 if not event.live:
@@ -69,7 +75,7 @@ class TraceWriter:
     def _nodes(self) -> Iterator[TraceEvent]:
         for verified in self._verified:
             node = self._entered.get(verified.serial)
-            if node is None:
+            if node is None or self._first_of_tick[node.tick] != node.serial:
                 continue
             args = {
                 "serial": node.serial,
@@ -78,6 +84,7 @@ class TraceWriter:
                 "tokens": node.tokens,
                 "drafted": node.drafted,
                 "state": "void" if node.serial in self._void else "live",
+                "guesses": self._guesses[node.tick],
             }
             prompt = node.token_id is None
             name = f"prompt {node.position}" if prompt else f"position {node.position}"
