@@ -65,7 +65,7 @@ def restrict(scores: Tensor, sampling: Sampling) -> Tensor:
 
 def gumbel(seed: int, positions: Tensor, token_ids: Tensor) -> Tensor:
     """Standard Gumbel noise [W, V] (float32), a pure function of seed, position and token id."""
-    row = _mix(_mix(positions.to(torch.int64) + _signed(seed)) + _GOLDEN)
+    row = _mix(_mix(positions.to(torch.int64) + signed_seed(seed)) + _GOLDEN)
     bits = _mix(row[:, None] + token_ids.to(torch.int64)[None, :] * _GOLDEN)
     uniform = (_shift(bits, 12).double() + 0.5) * 2.0**-52  # exact, so never 0 or 1
     return (-(-uniform.log()).log()).float()
@@ -83,7 +83,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _signed(seed: int) -> int:
+def signed_seed(seed: int) -> int:
     """A seed as a signed 64-bit integer, spread so that neighbouring seeds differ everywhere."""
     value = (seed * 0xD1342543DE82EF95 + 0x9E3779B97F4A7C15) % 2**64
     return value - 2**64 if value >= 2**63 else value

@@ -94,6 +94,16 @@ class Stage:
         weights = [loader.layer(i) for i in range(part.first, part.last)]
         return cls(loader.spec, part, weights, slots=slots, embedding=embedding, output=output)
 
+    @property
+    def layers(self) -> list[LayerWeights]:
+        """Weights of the stage's layers, in order."""
+        return self._weights
+
+    @property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Rotary cosines and signed sines [S, D]."""
+        return self._cos, self._sin
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """Hidden states [W, H] of token ids [W]."""
         assert self.embedding is not None

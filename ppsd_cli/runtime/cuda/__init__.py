@@ -1,0 +1,1 @@
+"""The CUDA engine: Triton kernels, static buffers, and one graph a tick."""

@@ -1,0 +1,140 @@
+"""Attention of a few rows over a slot cache, in time that follows the length, not the capacity.
+
+Program (m, s) reads split ``s`` of key/value head ``m`` once for all its query rows. The size of a
+split depends on the position alone (SPLIT slots, doubled until at most MAX_SPLITS are needed), so
+a row's rounding does not depend on the cache's capacity. The program that finishes last joins the
+splits in their order and leaves the counter at zero for the next launch.
+
+Shapes: W rows, G = N / M query heads in a group, R padded W * G rows, D head size, S slots.
+"""
+
+import triton
+import triton.language as tl
+
+from ppsd_cli.runtime.cuda.linear import wait_for_predecessor
+
+
+@triton.jit
+def _attend_tile(q, keys, values, hide, top, total, out, SCALE: tl.constexpr):
+    """One step of the running softmax over a tile of keys [BT, D]; ``hide`` [R, BT]."""
+    scores = tl.dot(q, tl.trans(keys), input_precision="ieee") * SCALE
+    scores = tl.where(hide, float("-inf"), scores)
+    new_top = tl.maximum(top, tl.max(scores, axis=1))
+    safe = tl.where(new_top == float("-inf"), 0.0, new_top)
+    weights = tl.exp(scores - safe[:, None])
+    decay = tl.exp(top - safe)
+    total = total * decay + tl.sum(weights, axis=1)
+    out = out * decay[:, None]
+    out = tl.dot(weights.to(values.dtype), values, out, input_precision="ieee")
+    return new_top, total, out
+
+
+@triton.jit
+def attend_kernel(
+    q_ptr,
+    keys_ptr,
+    values_ptr,
+    near_keys_ptr,
+    near_values_ptr,
+    place_ptr,
+    part_ptr,
+    part_top_ptr,
+    part_total_ptr,
+    count_ptr,
+    out_ptr,
+    W: tl.constexpr,
+    head_stride,
+    N: tl.constexpr,
+    M: tl.constexpr,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    BT: tl.constexpr,
+    SPLIT: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    LAG: tl.constexpr,
+    SCALE: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """out [W, N * D] of queries [W, N, D]; a row at position p sees slots up to p - LAG.
+
+    ``place_ptr`` [W, 2]: positions (and slots) of the rows, ascending. ``WINDOW``: a row sees
+    itself and WINDOW - 1 slots before it (0: all). ``LAG`` > 0 adds the LAG ``near`` keys and
+    values [M, LAG, D] of one row at lags 0 to LAG - 1 (those before position 0 are hidden).
+    """
+    G: tl.constexpr = N // M
+    m = tl.program_id(0)
+    s = tl.program_id(1)
+    wait_for_predecessor(PDL)
+    r = tl.arange(0, R)
+    d = tl.arange(0, D)
+    row = r // G
+    live = r < W * G
+    position = tl.load(place_ptr + row * 2, mask=live, other=0).to(tl.int32)
+    last = tl.load(place_ptr + (W - 1) * 2).to(tl.int32)
+    end = tl.maximum(last + 1 - LAG, 0)  # slots that some row sees
+    size = SPLIT
+    while size * MAX_SPLITS < end:
+        size *= 2
+    splits = tl.maximum((end + size - 1) // size, 1)
+    if s < splits:
+        at = row[:, None] * (N * D) + (m * G + r % G)[:, None] * D + d[None, :]
+        q = tl.load(q_ptr + at, mask=live[:, None], other=0.0)
+        top = tl.full([R], float("-inf"), dtype=tl.float32)
+        total = tl.zeros([R], dtype=tl.float32)
+        out = tl.zeros([R, D], dtype=tl.float32)
+        begin = s * size
+        if WINDOW > 0:
+            first = tl.load(place_ptr).to(tl.int32) - WINDOW + 1
+            begin = tl.maximum(begin, (first // BT) * BT)
+        for start in range(begin, tl.minimum(s * size + size, end), BT):
+            slot = start + tl.arange(0, BT)
+            inside = (slot < end)[:, None]
+            tile = m * head_stride + slot[:, None] * D + d[None, :]
+            keys = tl.load(keys_ptr + tile, mask=inside, other=0.0)
+            values = tl.load(values_ptr + tile, mask=inside, other=0.0)
+            hide = slot[None, :] > position[:, None] - LAG
+            if WINDOW > 0:
+                hide = hide | (slot[None, :] <= position[:, None] - WINDOW)
+            top, total, out = _attend_tile(q, keys, values, hide, top, total, out, SCALE)
+        if LAG > 0:
+            if s == 0:
+                lag = tl.arange(0, 16)
+                tile = (m * LAG + lag)[:, None] * D + d[None, :]
+                inside = (lag < LAG)[:, None]
+                keys = tl.load(near_keys_ptr + tile, mask=inside, other=0.0)
+                values = tl.load(near_values_ptr + tile, mask=inside, other=0.0)
+                hide = (lag[None, :] >= LAG) | (lag[None, :] > position[:, None])
+                top, total, out = _attend_tile(q, keys, values, hide, top, total, out, SCALE)
+        if splits == 1:
+            result = out / total[:, None]
+            tl.store(out_ptr + at, result.to(out_ptr.dtype.element_ty), mask=live[:, None])
+        else:
+            part = (m * MAX_SPLITS + s) * R + r
+            tl.store(part_top_ptr + part, top)
+            tl.store(part_total_ptr + part, total)
+            tl.store(part_ptr + part[:, None] * D + d[None, :], out)
+            tl.debug_barrier()
+            done = tl.atomic_add(count_ptr + m, 1, sem="acq_rel", scope="gpu")
+            if done == splits - 1:
+                tl.debug_barrier()
+                all_s = tl.arange(0, MAX_SPLITS)
+                every = (m * MAX_SPLITS + all_s)[:, None] * R + r[None, :]
+                there = (all_s < splits)[:, None]
+                tops = tl.load(
+                    part_top_ptr + every, mask=there, other=float("-inf"), cache_modifier=".cg"
+                )
+                best = tl.max(tops, axis=0)
+                out = tl.zeros([R, D], dtype=tl.float32)
+                total = tl.zeros([R], dtype=tl.float32)
+                for i in range(splits):
+                    part = (m * MAX_SPLITS + i) * R + r
+                    share = tl.exp(tl.load(part_top_ptr + part, cache_modifier=".cg") - best)
+                    total += share * tl.load(part_total_ptr + part, cache_modifier=".cg")
+                    piece = tl.load(
+                        part_ptr + part[:, None] * D + d[None, :], cache_modifier=".cg"
+                    )
+                    out += share[:, None] * piece
+                result = out / total[:, None]
+                tl.store(out_ptr + at, result.to(out_ptr.dtype.element_ty), mask=live[:, None])
+                tl.store(count_ptr + m, 0)

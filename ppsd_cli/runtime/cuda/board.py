@@ -1,0 +1,93 @@
+"""What the device remembers of an answer, and the host's view of it.
+
+Shapes: n stages, L last lag of the draft head (0 without deeper taps), S slots.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppsd_cli.core.choose import signed_seed
+from ppsd_cli.core.plan import Request
+from ppsd_cli.runtime.cuda.control import BOARD_FIELDS, LEDGER_FIELDS, LOG_FIELDS, TICKS
+from ppsd_cli.runtime.cuda.launch import Noise
+
+_AT = {name: index for index, name in enumerate(BOARD_FIELDS)}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the host knows of one tick, from the device's log; times in device nanoseconds."""
+
+    tick: int
+    arrived: int
+    serial: int
+    target: int
+    live: int
+    entered: int
+    entered_serial: int
+    position: int
+    token: int
+    drafted: int
+    boundary_time: int
+    entry_time: int
+    stage_times: tuple[int, ...]
+    """When each stage was done."""
+
+    @classmethod
+    def of(cls, log: list[int], stamps: list[int]) -> "Entry":
+        """From rows of the log and of the stamps."""
+        return cls(**dict(zip(LOG_FIELDS, log, strict=True)), stage_times=tuple(stamps))
+
+
+class Board:
+    """Control tensors of the pipeline; see ``control.py`` for the fields."""
+
+    def __init__(self, *, stages: int, lags: int, slots: int, device: torch.device) -> None:
+        whole = {"dtype": torch.int64, "device": device}
+        self.stages, self.lags, self.trash = stages, lags, slots
+        self.board = torch.zeros(len(BOARD_FIELDS), **whole)
+        self.ledger = torch.zeros(TICKS, len(LEDGER_FIELDS), **whole)
+        self.log = torch.zeros(TICKS, len(LOG_FIELDS), **whole)
+        self.stamps = torch.zeros(TICKS, stages, **whole)
+        self.place = torch.zeros(stages, 1, 2, **whole)
+        self.place[:, :, 1] = slots
+        self.head_place = torch.zeros(2 + lags, 2, **whole)
+        self.forced = torch.zeros(slots, **whole)
+        self.noise = Noise(
+            torch.zeros(1, **whole), torch.ones(1, dtype=torch.float32, device=device)
+        )
+        self._answers = 0
+
+    def idle(self) -> None:
+        """Nothing is due and nothing in flight: a tick now changes nothing that is ever seen."""
+        self.board.zero_()
+        self.ledger.zero_()
+
+    def begin(self, request: Request, *, position: int, token: Tensor, serial: int) -> None:
+        """A prompt is in the caches and its first token [1] is due at ``position``.
+
+        Nothing of an earlier answer stays in flight. No copy here waits for the device.
+        """
+        self._answers += 1
+        forced = request.forced_drafts or ()
+        values = {
+            "tick": 0,
+            "epoch": self._answers << 32,
+            "due": 1,
+            "due_position": position,
+            "serial": serial,
+            "drafting": int(request.drafting),
+            "feed_limit": request.feed_limit,
+            "forced": len(forced),
+            "prompt_tokens": request.prompt_tokens,
+        }
+        for name, value in values.items():
+            self.board[_AT[name]].fill_(value)
+        self.board[_AT["due_token"]].copy_(token[0])
+        self.ledger.zero_()
+        if forced:
+            self.forced[: len(forced)].copy_(torch.tensor(forced, dtype=torch.int64))
+        self.noise.seed.fill_(signed_seed(request.sampling.seed))
+        self.noise.temperature.fill_(max(request.sampling.temperature, 1e-30))

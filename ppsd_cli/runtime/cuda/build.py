@@ -1,0 +1,39 @@
+"""From settings to a graph runner."""
+
+from dataclasses import replace
+
+import torch
+
+from ppsd_cli.model.heads import DraftHead
+from ppsd_cli.model.stage import Stage
+from ppsd_cli.runtime.cuda.clock import DeviceClock
+from ppsd_cli.runtime.cuda.launch import Launcher
+from ppsd_cli.runtime.cuda.recorder import Immediate, Recorder
+from ppsd_cli.runtime.cuda.runner import GraphRunner
+from ppsd_cli.runtime.cuda.ticks import Pod
+from ppsd_cli.runtime.pipeline import PipelineConfig, load_head, load_worker
+
+
+def load_graph_runner(config: PipelineConfig) -> GraphRunner:
+    """Load all stages onto their one device, with a spare slot for bubbles."""
+    roomy = replace(config, slots=config.slots + 1)
+    stages = [load_worker(roomy, s).stage for s in range(config.stages)]
+    return graph_runner(stages, load_head(roomy, stages[0]))
+
+
+def graph_runner(stages: list[Stage], head: DraftHead | None) -> GraphRunner:
+    """A runner for stages of one device. Their caches must have one slot to spare, for bubbles.
+
+    On a CPU the kernels run in Triton's interpreter, one launch after the other: for tests.
+    """
+    device = stages[0].device
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(device)
+    chained = cuda and torch.cuda.get_device_capability(device) >= (9, 0)
+    launcher = Launcher(clock=cuda, chained=chained)
+    recorder = Recorder(device, branches=len(stages)) if cuda else Immediate()
+    clock = DeviceClock.measure(device) if cuda else DeviceClock(None)
+    with torch.inference_mode():
+        pod = Pod(launcher, stages, head)
+    return GraphRunner(stages, head, pod, recorder, clock)

@@ -1,0 +1,240 @@
+"""The boundary and the entry of a tick, decided on the device.
+
+The rule is ``core.chain``'s: the full model's token is final; if stage 0 had fed the same one the
+nodes behind it stay, otherwise they are void and the token is due. Here it is stated for a ledger
+of the last ticks: the node that leaves the last of n stages at tick t was fed at tick t - n, its
+successor at t - n + 1. A flush raises the epoch, which makes every node of an older one void.
+
+All records are int64. ``board``: see the constants. ``ledger`` [TICKS, 5], by tick modulo TICKS:
+whether a token entered, its epoch, position, token id and serial. ``log`` [TICKS, 12]: what the
+host needs of a tick. Bubbles carry position 0 and the trash slot, which nothing ever sees.
+
+Shapes: n stages, H hidden, T tiles of votes, V' draft vocabulary, L last lag of the draft head.
+"""
+
+import triton
+import triton.language as tl
+
+from ppsd_cli.runtime.cuda.choice import elect
+from ppsd_cli.runtime.cuda.linear import wait_for_predecessor
+
+TICKS = 64
+BOARD_FIELDS = (
+    "tick",
+    "epoch",
+    "due",
+    "due_position",
+    "due_token",
+    "serial",
+    "drafting",
+    "feed_limit",
+    "forced",
+    "prompt_tokens",
+    "tick_now",
+)
+LEDGER_FIELDS = ("entered", "epoch", "position", "token", "serial")
+LOG_FIELDS = (
+    "tick",
+    "arrived",
+    "serial",
+    "target",
+    "live",
+    "entered",
+    "entered_serial",
+    "position",
+    "token",
+    "drafted",
+    "boundary_time",
+    "entry_time",
+)
+
+
+@triton.jit
+def boundary_kernel(
+    board_ptr,
+    ledger_ptr,
+    log_ptr,
+    place_ptr,
+    head_place_ptr,
+    vote_ptr,
+    vote_id_ptr,
+    tiles,
+    move_ptr,
+    states_ptr,
+    inputs_ptr,
+    rings_ptr,
+    trash,
+    STAGES: tl.constexpr,
+    LAGS: tl.constexpr,
+    RING: tl.constexpr,
+    H: tl.constexpr,
+    BH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Take in what the stages finished in the last tick, and decide.
+
+    Program 0 applies the rule and says where each stage's and the head's rows belong. Program i
+    carries out move i - 1: (row of ``states``, kind, where, stage), from [rows, H] to the input of
+    stage ``where`` (kind 0) or to ring ``where`` (kind 1) of [taps, RING + 1, H], at the position
+    of the node that left ``stage``; the last place of a ring is for bubbles.
+    """
+    wait_for_predecessor(PDL)
+    tick = tl.load(board_ptr)
+    if tl.program_id(0) > 0:
+        tick += 1
+        move = move_ptr + (tl.program_id(0) - 1) * 4
+        source = tl.load(move)
+        kind = tl.load(move + 1)
+        where = tl.load(move + 2)
+        left = ledger_ptr + ((tick + 64 - 1 - tl.load(move + 3)) % 64) * 5
+        h = tl.arange(0, BH)
+        state = tl.load(states_ptr + source * H + h, mask=h < H)
+        if kind == 0:
+            tl.store(inputs_ptr + where * H + h, state, mask=h < H)
+        else:
+            place = tl.where(tl.load(left) > 0, tl.load(left + 2) % RING, RING)
+            tl.store(rings_ptr + (where * (RING + 1) + place) * H + h, state, mask=h < H)
+        return
+    # The tick is counted by the entry kernel, after all programs here have read it.
+    tick += 1
+    tl.store(board_ptr + 10, tick)
+    epoch = tl.load(board_ptr + 1)
+    node = ledger_ptr + ((tick + 64 - STAGES) % 64) * 5
+    arrived = tl.load(node)
+    live = (arrived > 0) & (tl.load(node + 1) == epoch)
+    target = elect(vote_ptr, vote_id_ptr, tiles, BLOCK).to(tl.int64)
+    accepted = False
+    if STAGES > 1:
+        heir = ledger_ptr + ((tick + 64 - STAGES + 1) % 64) * 5
+        fed = (tl.load(heir) > 0) & (tl.load(heir + 1) == epoch)
+        accepted = live & fed & (tl.load(heir + 3) == target)
+    if live & (accepted == 0):
+        tl.store(board_ptr + 1, epoch + 1)
+        tl.store(board_ptr + 2, 1)
+        tl.store(board_ptr + 3, tl.load(node + 2) + 1)
+        tl.store(board_ptr + 4, target)
+    log = log_ptr + (tick % 64) * 12
+    tl.store(log, tick)
+    tl.store(log + 1, arrived)
+    tl.store(log + 2, tl.load(node + 4))
+    tl.store(log + 3, target)
+    tl.store(log + 4, live.to(tl.int64))
+    if CLOCK:
+        tl.store(log + 10, tl.extra.cuda.globaltimer().to(tl.int64))
+    for s in tl.static_range(1, STAGES):
+        inside = ledger_ptr + ((tick + 64 - s) % 64) * 5
+        there = tl.load(inside) > 0
+        position = tl.where(there, tl.load(inside + 2), 0)
+        tl.store(place_ptr + s * 2, position)
+        tl.store(place_ptr + s * 2 + 1, tl.where(there, position, trash))
+    if LAGS >= 0:
+        newest = ledger_ptr + ((tick + 64 - 1) % 64) * 5
+        there = tl.load(newest) > 0
+        position = tl.where(there, tl.load(newest + 2), 0)
+        tl.store(head_place_ptr, position)
+        tl.store(head_place_ptr + 1, tl.where(there, position, trash))
+        for lag in tl.static_range(0, LAGS + 1):
+            row = head_place_ptr + (1 + lag) * 2
+            behind = position - lag
+            tl.store(row, tl.maximum(behind, 0))
+            slot = tl.where(there & (behind >= 0), behind, trash)
+            if lag < LAGS:
+                slot = slot * 0 + lag
+            tl.store(row + 1, slot)
+
+
+@triton.jit
+def entry_kernel(
+    board_ptr,
+    ledger_ptr,
+    log_ptr,
+    place_ptr,
+    vote_ptr,
+    vote_id_ptr,
+    tiles,
+    id_ptr,
+    forced_ptr,
+    embedding_ptr,
+    inputs_ptr,
+    trash,
+    H: tl.constexpr,
+    BH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HEAD: tl.constexpr,
+    MAPPED: tl.constexpr,
+    CLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Choose what enters stage 0: the due token, the head's guess, or nothing; and embed it."""
+    wait_for_predecessor(PDL)
+    tick = tl.load(board_ptr) + 1
+    epoch = tl.load(board_ptr + 1)
+    due = tl.load(board_ptr + 2) > 0
+    newest = ledger_ptr + ((tick + 64 - 1) % 64) * 5
+    position = tl.load(board_ptr + 3)
+    token = tl.load(board_ptr + 4)
+    enters = due
+    if HEAD:
+        guess = elect(vote_ptr, vote_id_ptr, tiles, BLOCK).to(tl.int64)
+        if MAPPED:
+            guess = tl.where(guess >= 0, tl.load(id_ptr + tl.maximum(guess, 0)), guess)
+        alive = (tl.load(newest) > 0) & (tl.load(newest + 1) == epoch)
+        drafts = alive & (tl.load(board_ptr + 6) > 0) & (due == 0)
+        guessed_at = tl.load(newest + 2) + 1
+        index = guessed_at - tl.load(board_ptr + 9)
+        if drafts & (index >= 0) & (index < tl.load(board_ptr + 8)):
+            guess = tl.load(forced_ptr + index)
+        position = tl.where(due, position, guessed_at)
+        token = tl.where(due, token, guess)
+        enters = due | drafts
+    enters = enters & (position < tl.load(board_ptr + 7))
+    drafted = enters & (due == 0)
+    serial = tl.load(board_ptr + 5)
+    position = tl.where(enters, position, 0)
+    token = tl.where(enters, token, 0)
+    mine = ledger_ptr + (tick % 64) * 5
+    tl.store(mine, enters.to(tl.int64))
+    tl.store(mine + 1, epoch)
+    tl.store(mine + 2, position)
+    tl.store(mine + 3, token)
+    tl.store(mine + 4, serial)
+    log = log_ptr + (tick % 64) * 12
+    tl.store(log + 5, enters.to(tl.int64))
+    tl.store(log + 6, serial)
+    tl.store(log + 7, position)
+    tl.store(log + 8, token)
+    tl.store(log + 9, drafted.to(tl.int64))
+    tl.store(place_ptr, position)
+    tl.store(place_ptr + 1, tl.where(enters, position, trash))
+    tl.store(board_ptr, tick)
+    tl.store(board_ptr + 2, tl.where(enters, 0, due.to(tl.int64)))
+    tl.store(board_ptr + 5, serial + enters.to(tl.int64))
+    h = tl.arange(0, BH)
+    row = tl.maximum(token, 0)
+    state = tl.load(embedding_ptr + row * H + h, mask=h < H)
+    tl.store(inputs_ptr + h, state, mask=h < H)
+    if CLOCK:
+        tl.store(log + 11, tl.extra.cuda.globaltimer().to(tl.int64))
+
+
+@triton.jit
+def gather_kernel(
+    rings_ptr,
+    place_ptr,
+    out_ptr,
+    RING: tl.constexpr,
+    H: tl.constexpr,
+    BH: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Program i: the state [H] of tap i at lag i of the head's position; zeros before the start."""
+    wait_for_predecessor(PDL)
+    i = tl.program_id(0)
+    position = tl.load(place_ptr) - i
+    h = tl.arange(0, BH)
+    inside = (h < H) & (position >= 0)
+    place = tl.maximum(position, 0) % RING
+    state = tl.load(rings_ptr + (i * (RING + 1) + place) * H + h, mask=inside, other=0.0)
+    tl.store(out_ptr + i * H + h, state, mask=h < H)

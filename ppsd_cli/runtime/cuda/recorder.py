@@ -1,0 +1,114 @@
+"""Streams, graphs and events: how launches reach the device. On a CPU they simply run.
+
+A CPU never gets here but through Triton's interpreter, in tests.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Playable(Protocol):
+    """A recorded piece of work."""
+
+    def replay(self) -> None:
+        """Run it."""
+
+
+class Ready(Protocol):
+    """Something that the host can wait for."""
+
+    def synchronize(self) -> None:
+        """Wait."""
+
+
+class Immediate:
+    """Runs every launch at once, in order: the recorder of the interpreter."""
+
+    def stream(self) -> AbstractContextManager[object]:
+        """Nothing to switch to."""
+        return nullcontext()
+
+    def fork(self, branches: Sequence[Callable[[], None]]) -> None:
+        """One after the other, the last stage first: no order between branches is promised."""
+        for branch in reversed(branches):
+            branch()
+
+    def record(self, launches: Callable[[], None]) -> Playable:
+        """The launches themselves."""
+        return _Direct(launches)
+
+    def fetch(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Ready]:
+        """Copies for the host."""
+        return [tensor.clone() for tensor in tensors], _Done()
+
+
+class Recorder:
+    """CUDA graphs on one device: a main stream, one more for each branch, and one for results."""
+
+    def __init__(self, device: torch.device, *, branches: int) -> None:
+        self._device = device
+        self._main = torch.cuda.Stream(device)
+        self._side = [torch.cuda.Stream(device) for _ in range(branches - 1)]
+        self._back = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def stream(self) -> AbstractContextManager[object]:
+        """Work in this context goes to the main stream."""
+        return torch.cuda.stream(self._main)
+
+    def fork(self, branches: Sequence[Callable[[], None]]) -> None:
+        """Branches on streams of their own, behind and before the main stream."""
+        if len(branches) == 1:
+            branches[0]()
+            return
+        begin = torch.cuda.Event()
+        begin.record(self._main)
+        for stream, branch in zip(self._side, branches[1:], strict=False):
+            stream.wait_event(begin)
+            with torch.cuda.stream(stream):
+                branch()
+        branches[0]()
+        for stream in self._side[: len(branches) - 1]:
+            end = torch.cuda.Event()
+            end.record(stream)
+            self._main.wait_event(end)
+
+    def record(self, launches: Callable[[], None]) -> Playable:
+        """Compile and warm up by running once, then capture. Safe only for idle launches."""
+        with self.stream():
+            launches()
+        torch.cuda.synchronize(self._device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._main):
+            launches()
+        return graph
+
+    def fetch(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Ready]:
+        """Pinned copies of device tensors as they are after what was launched so far."""
+        now = torch.cuda.Event()
+        now.record(self._main)
+        self._back.wait_event(now)
+        done = torch.cuda.Event()
+        with torch.cuda.stream(self._back):
+            copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
+            for copy, tensor in zip(copies, tensors, strict=True):
+                copy.copy_(tensor, non_blocking=True)
+            done.record(self._back)
+        return copies, done
+
+
+class _Direct:
+    def __init__(self, launches: Callable[[], None]) -> None:
+        self._launches = launches
+
+    def replay(self) -> None:
+        self._launches()
+
+
+class _Done:
+    def synchronize(self) -> None:
+        return None

@@ -1,0 +1,166 @@
+"""One tick of a pipeline on one device, as a list of launches: boundary, entry, and the stages.
+
+Shapes: n stages, H hidden, K taps.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppsd_cli.core.plan import Sampling
+from ppsd_cli.model.heads import DraftHead
+from ppsd_cli.model.layers import Shape
+from ppsd_cli.model.stage import Stage
+from ppsd_cli.runtime.cuda.board import Board
+from ppsd_cli.runtime.cuda.control import boundary_kernel, entry_kernel
+from ppsd_cli.runtime.cuda.lanes import HeadLane, StageLane
+from ppsd_cli.runtime.cuda.launch import Launcher, Stamp, rows_of
+from ppsd_cli.runtime.cuda.tiles import Tile, power_of_two
+
+Fork = Callable[[Sequence[Callable[[], None]]], None]
+"""Runs branches at the same time, or one after the other, and waits for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class TickKind:
+    """What one tick is made of.
+
+    ``active``: stages that work; all of them when drafting, one at a time in the naive split.
+    ``drafts``: the draft head runs before the entry.
+    """
+
+    active: tuple[int, ...]
+    drafts: bool
+
+
+class Pod:
+    """All stages on one device, their head, and the control tensors between them."""
+
+    def __init__(self, launcher: Launcher, stages: list[Stage], head: DraftHead | None) -> None:
+        first, last = stages[0], stages[-1]
+        spec, n = first.spec, len(stages)
+        assert first.embedding is not None
+        self._launcher, self._hidden = launcher, spec.hidden
+        self._embedding = rows_of(first.embedding)
+        slots = first.slots - 1
+        self.head = None if head is None else HeadLane(launcher, head, Shape.of(spec))
+        lags = 0 if self.head is None else self.head.lags
+        self.board = Board(stages=n, lags=lags, slots=slots, device=first.device)
+        taps = () if head is None else head.taps
+        depths = sorted({stage.part.last for stage in stages} | {tap.depth for tap in taps})
+        states = torch.zeros(
+            len(depths), 1, spec.hidden, dtype=first.dtype, device=first.device
+        )
+        self._states = states
+        self._inputs = torch.zeros(n, 1, spec.hidden, dtype=first.dtype, device=first.device)
+        row = {depth: index for index, depth in enumerate(depths)}
+        self.lanes = [
+            StageLane(
+                launcher,
+                stage,
+                source=self._inputs[s],
+                states={d: states[row[d]] for d in depths if _inside(stage, d)},
+            )
+            for s, stage in enumerate(stages)
+        ]
+        moves = [(row[stage.part.last], 0, s + 1, s) for s, stage in enumerate(stages[:-1])]
+        for index, tap in enumerate(taps):
+            owner = next(s for s, stage in enumerate(stages) if _inside(stage, tap.depth))
+            moves.append((row[tap.depth], 1, index, owner))
+        self._moves = torch.tensor(moves or [(0, 0, 0, 0)], device=first.device)
+        self._move_count = len(moves)
+        self.chooser = self.lanes[-1].chooser
+        assert self.chooser is not None
+        del last
+
+    def tick(self, kind: TickKind, sampling: Sampling, fork: Fork) -> None:
+        """Launch one tick."""
+        self._boundary(sampling)
+
+        def front() -> None:
+            if kind.drafts:
+                assert self.head is not None
+                self.head.run(self.board.head_place, sampling, self.board.noise)
+            self._entry(sampling, drafts=kind.drafts)
+            if 0 in kind.active:
+                self._stage(0, sampling)
+
+        def behind(s: int) -> Callable[[], None]:
+            return lambda: self._stage(s, sampling)
+
+        fork([front, *(behind(s) for s in kind.active if s > 0)])
+
+    def _stage(self, s: int, sampling: Sampling) -> None:
+        board = self.board
+        stamp = Stamp(board.stamps, s, board.board)
+        self.lanes[s].run(board.place[s], sampling, board.noise, stamp)
+
+    def _boundary(self, sampling: Sampling) -> None:
+        board, head = self.board, self.head
+        assert self.chooser is not None
+        votes = self.chooser.votes(sampling)
+        boundary_kernel[(1 + self._move_count,)](
+            board.board,
+            board.ledger,
+            board.log,
+            board.place,
+            board.head_place,
+            votes.scores,
+            votes.columns,
+            votes.tiles,
+            self._moves,
+            self._states,
+            self._inputs,
+            self._states if head is None else head.rings,
+            board.trash,
+            STAGES=board.stages,
+            LAGS=-1 if head is None else head.lags,
+            RING=1 if head is None else head.ring,
+            H=self._hidden,
+            BH=power_of_two(self._hidden),
+            BLOCK=_block(votes.tiles),
+            CLOCK=self._launcher.clock,
+            **self._launcher.flags(Tile(0, 0, 4), head=True),
+        )
+
+    def _entry(self, sampling: Sampling, *, drafts: bool) -> None:
+        board = self.board
+        chooser = self.head.chooser if drafts and self.head is not None else self.chooser
+        assert chooser is not None
+        votes, ids = chooser.votes(sampling), chooser.token_ids
+        entry_kernel[(1,)](
+            board.board,
+            board.ledger,
+            board.log,
+            board.place,
+            votes.scores,
+            votes.columns,
+            votes.tiles,
+            ids if ids is not None else board.board,
+            board.forced,
+            self._embedding,
+            self._inputs,
+            board.trash,
+            H=self._hidden,
+            BH=power_of_two(self._hidden),
+            BLOCK=_block(votes.tiles),
+            HEAD=drafts,
+            MAPPED=drafts and ids is not None,
+            CLOCK=self._launcher.clock,
+            **self._launcher.flags(Tile(0, 0, 4), head=False),
+        )
+
+    def head_logits(self) -> Tensor:
+        """The draft logits [V'] of the last tick that drafted."""
+        assert self.head is not None
+        return self.head.chooser.logits[0]
+
+
+def _inside(stage: Stage, depth: int) -> bool:
+    return stage.part.first < depth <= stage.part.last
+
+
+def _block(tiles: int) -> int:
+    return min(1024, power_of_two(tiles))

@@ -1,0 +1,41 @@
+"""Tile sizes of the skinny products: a pure function of the shapes, so every stage has the same.
+
+The same choice for plain decoding and for every stage is what makes their logits bit-equal, so
+nothing here may depend on how the layers are split or on a measurement of this run. The figures
+were found with ``docs/benchmarks/gpu_tiles.py`` on H100 and H200.
+"""
+
+from dataclasses import dataclass
+
+ROWS = 16
+"""Rows that a tensor-core product is padded to; the widest call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """How one product is cut: BN weight rows a program, BK columns a step, warps, and the way."""
+
+    rows: int
+    columns: int
+    warps: int = 4
+    dot: bool = False
+    stages: int = 3
+
+
+def power_of_two(value: int) -> int:
+    """The smallest power of two that is at least ``value``."""
+    return 1 << max(value - 1, 0).bit_length()
+
+
+def choose_tile(inner: int, outer: int, *, width: int, paired: bool, narrow: bool) -> Tile:
+    """The tile of a product [W, K = ``inner``] by [O = ``outer``, K].
+
+    ``paired``: two weight rows at once (gated MLP, rotary pairs). ``narrow``: 16-bit weights.
+    """
+    if width > 1:
+        return Tile(16 if outer < 8192 else 32, 64 if inner < 2048 else 128, 4, True, 4)
+    del narrow
+    if inner <= 2048:
+        columns = power_of_two(inner)
+        return Tile(2 if paired or columns > 1024 else 4, columns, 4)
+    return Tile(2 if paired else 4, 1024, 4)
