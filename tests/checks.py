@@ -1,9 +1,12 @@
 """Compact checks of the promises, each of which some planted fault must break (test_faults.py)."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+import test_schedule_eesd
 import torch
+from eesd import bursts_of, expected_bursts
 from fake_pipeline import FakePipeline, continuation
 from models import (
     WINDOW,
@@ -14,6 +17,7 @@ from models import (
     save_head,
 )
 from scipy import stats
+from test_exact_eesd import check_drafts, drafts_of_burst
 from test_heads import PlainHead, assert_drafts
 from test_schedule import check_answer, make_schedule
 
@@ -59,6 +63,58 @@ def check_exact(tiny: Models, kind: str) -> None:
             run = answer(runner, prompt, count=COUNT, forced=forced)
             assert run.ids == reference.ids
             assert torch.equal(run.logits, reference.logits)
+
+
+def check_bursts() -> None:
+    """Draft, then verify, on fake pipelines: right text, right bursts, several answers in a row."""
+    for stages, lookahead, length in ((1, 0, 2), (2, 0, 1), (2, 2, 4), (3, 1, 3)):
+        pipeline = FakePipeline(stages, lookahead=lookahead, right=lambda i: i % 5 != 3)
+        for prompt in ((3, 1, 4, 1, 5), (2, 7)):
+            for eos in ((), continuation(prompt, 12)[7:8]):
+                limits = Limits(12, 64, frozenset(eos))
+                schedule = test_schedule_eesd.make_schedule(
+                    stages, prompt, limits=limits, draft_length=length
+                )
+                events = list(decode(pipeline, schedule))
+                test_schedule_eesd.check_bursts(
+                    events, prompt, limits, stages=stages, draft_length=length
+                )
+
+
+def check_bursts_of_a_model(tiny: Models) -> None:
+    """Draft, then verify, says what plain decoding says, in the bursts that the guesses allow."""
+    model, prompt = tiny("llama"), prompt_of(PROMPT)
+    reference = answer(model.runner((6,), head=None), prompt, count=COUNT, drafting=False)
+    runner = model.runner((1, 2, 3))
+    for pattern, length in (("never", 3), ("always", 4), ("thirds", 2), ("alternating", 5)):
+        forced = forced_drafts(reference.ids, pattern)
+        run = answer(runner, prompt, count=COUNT, forced=forced, draft_length=length)
+        assert run.ids == reference.ids
+        torch.testing.assert_close(run.logits, reference.logits, rtol=1e-3, atol=1e-2)
+        right = [f == t for f, t in zip(forced, reference.ids, strict=True)]
+        assert bursts_of(run) == expected_bursts(right, length)
+
+
+def check_bursts_that_are_right(tiny: Models) -> None:
+    """An exit with the model's own logits guesses every sampled token of every burst."""
+    runner = tiny("echo").runner((2, 4))
+    for sampling in (Sampling(), Sampling(1.5, seed=3)):
+        run = answer(runner, prompt_of(20), count=COUNT, sampling=sampling, draft_length=4)
+        assert run.count(Outcome.CORRECTED) == 0
+
+
+def check_head_in_bursts(tiny: Models, folder: Path) -> None:
+    """A deep head's guesses in bursts equal their one-pass reference."""
+    model, prompt = tiny("qwen2"), prompt_of(PROMPT)
+    _, weights = save_head(folder, model, [(2, 0), (4, 1), (6, 2)])
+    right = answer(model.runner((6,), head=None), prompt, count=16, drafting=False).ids
+    text = (*prompt, *right)
+    expected = cache(lambda due: drafts_of_burst(model, weights, text, due))
+    runner = model.runner((2, 4), head=str(folder))
+    for pattern in ("always", "thirds"):
+        forced = forced_drafts(right, pattern)
+        run = answer(runner, prompt, count=16, forced=forced, draft_length=4)
+        assert check_drafts(run, expected, text) > 8
 
 
 def check_context_edge(tiny: Models) -> None:

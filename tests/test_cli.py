@@ -75,6 +75,36 @@ def test_text_is_the_models_and_the_same_for_every_decoder(ppsd):
     assert naive.out == plain.out
 
 
+@pytest.mark.parametrize("options", [(), ("--draft-length", "1"), ("--stages", "3")], ids=str)
+def test_draft_then_verify(ppsd, options):
+    plain = json.loads(ppsd.generate(*PROMPT, "-n", "24", "--decoder", "ar", "--json").out)
+    eesd = ("--decoder", "eesd", *options)
+    shown = ppsd.generate(*PROMPT, "-n", "24", *eesd)
+    assert (shown.code, shown.out) == (0, plain["text"] + "\n")
+    assert "draft, then verify (EESD)" in shown.err
+    assert "tokens per burst" in shown.err
+    report = json.loads(ppsd.generate(*PROMPT, "-n", "24", *eesd, "--json").out)
+    assert report["token_ids"] == plain["token_ids"]
+    assert (report["decoder"], report["head"]) == ("eesd", "raw")
+    assert report["draft_length"] == (1 if "--draft-length" in options else 4)
+    stages = 3 if "--stages" in options else 2
+    assert len(report["split"]) == stages
+    assert report["ticks"] == stages * (1 + report["bursts"])
+    assert report["accepted"] + report["bursts"] == 23
+    assert (plain["draft_length"], plain["bursts"]) == (None, None)
+
+
+def test_a_draft_length_in_a_profile(ppsd, model, tmp_path):
+    profile = tmp_path / "p.yaml"
+    profile.write_text(f"name: p\nmodel: {model}\nsettings: {{decoder: eesd, draft_length: 3}}\n")
+    base = ("generate", "--profile", str(profile), *PROMPT, "-n", "12", "--json")
+    report = json.loads(ppsd.run(*base).out)
+    assert (report["decoder"], report["draft_length"]) == ("eesd", 3)
+    other = json.loads(ppsd.run(*base, "--decoder", "ar").out)
+    assert (other["decoder"], other["draft_length"]) == ("ar", None)
+    assert other["token_ids"] == report["token_ids"]
+
+
 def test_transformers_says_the_same(ppsd, model):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -171,6 +201,8 @@ SCHEMA = Path(ppsd_cli.__file__).parent / "data" / "schema" / "generate.json"
         ("--context", "20"),
         ("-n", "1"),
         (*CHAIN, "-n", "1"),
+        ("--decoder", "eesd"),
+        ("--decoder", "eesd", "-n", "1"),
         ("--dtype", "bfloat16"),
         ("--stop", "e"),
     ],
@@ -281,6 +313,11 @@ def test_help_and_version(ppsd):
         (("--stages", "9"), "only 6 layers"),
         (("--decoder", "magic"), "magic"),
         (("--decoder", "ppsd", "--stages", "1"), "two stages"),
+        (("--decoder", "eesd", "--split", "6"), "--decoder eesd needs two stages"),
+        (("--decoder", "eesd", "--draft-length", "0"), "--draft-length 0"),
+        (("--decoder", "eesd", "--draft-length", "65"), "at most 64"),
+        (("--draft-length", "4"), "for --decoder eesd, and this run's is ar"),
+        (("--draft-length", "4", *CHAIN), "this run's is ppsd"),
         (("--devices", "cpu,cpu", "--stages", "3"), "2 devices for 3 stages"),
         (("--devices", "gpu"), "no device"),
         (("--temperature", "-1"), "--temperature -1"),

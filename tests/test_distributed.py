@@ -111,6 +111,28 @@ def test_taps_of_a_deep_head_across_processes(model: Path, tmp_path: Path):
     assert_equal(ours, record(spawn_runner(config), temperature=1.0))
 
 
+@pytest.mark.parametrize(("split", "draft_length"), [((2, 2), 1), ((2, 2), 5), ((1, 2, 1), 3)])
+def test_bursts_across_processes(model: Path, split, draft_length):
+    config = settings(model, split)
+    forced = alternating(model, split)
+    wishes = {"forced": forced, "tokens": 20, "draft_length": draft_length}
+    ours = record(local_runner(config), **wishes)
+    entered = [e[-1]["tick"] for e in ours[0][0] if e[0] == "Entered"]
+    assert max(entered.count(tick) for tick in entered) == 1 + draft_length
+    outcomes = {e[-1]["outcome"] for e in ours[0][0] if e[0] == "Committed"}
+    alone = draft_length == 1  # every second guess is never made
+    assert outcomes == {*Outcome} - ({Outcome.CORRECTED} if alone else set())
+    assert_equal(ours, record(spawn_runner(config), **wishes))
+
+
+@pytest.mark.parametrize("split", [(1, 3), (1, 2, 1)])
+def test_bursts_of_a_deep_head_across_processes(model: Path, tmp_path: Path, split):
+    head = save_deep_head(model, tmp_path / "head", (1, 3, 4))
+    config = settings(model, split, head=str(head))
+    wishes = {"temperature": 1.0, "draft_length": 4}
+    assert_equal(record(local_runner(config), **wishes), record(spawn_runner(config), **wishes))
+
+
 def test_only_loopback_is_listened_on(model: Path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

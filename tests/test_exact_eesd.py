@@ -228,6 +228,13 @@ class Early:
         return seen
 
 
+def drafts_of_burst(tiny, weights, text, due) -> list[torch.Tensor]:
+    """Logits after each position of the text, for a burst that begins at ``due``."""
+    head = PlainHead(tiny, weights)
+    head.tiny = Early(tiny, weights.taps[0].depth, due)
+    return head.draft_logits(text)
+
+
 def check_drafts(run, expected: Callable[[int], list[torch.Tensor]], text) -> int:
     """Guesses on a right prefix have the logits of ``expected(due)``; how many there were."""
     checked = 0
@@ -263,11 +270,7 @@ def test_guesses_of_block_and_deep_heads(tiny, plain, split, taps, draft_length,
     _, weights = save_head(tmp_path, model, taps)
     text = (*prompt_of(37), *reference.ids)
 
-    @cache
-    def expected(due):
-        head = PlainHead(model, weights)
-        head.tiny = Early(model, split[0], due)
-        return head.draft_logits(text)
+    expected = cache(lambda due: drafts_of_burst(model, weights, text, due))
 
     runner = model.runner(split, head=str(tmp_path))
     checked = 0
@@ -291,11 +294,7 @@ def test_the_longest_burst_on_the_smallest_chunks(tiny, tmp_path):
     assert same(run, reference)
     text = (*prompt, *reference.ids)
 
-    @cache
-    def expected(due):
-        head = PlainHead(model, weights)
-        head.tiny = Early(model, 2, due)
-        return head.draft_logits(text)
+    expected = cache(lambda due: drafts_of_burst(model, weights, text, due))
 
     assert check_drafts(run, expected, text) > 130
     assert len(text) < CONTEXT

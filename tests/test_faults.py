@@ -21,6 +21,7 @@ from ppsd_cli.model.heads import DraftHead
 from ppsd_cli.model.stage import Output, Stage
 from ppsd_cli.runtime import front, worker
 from ppsd_cli.runtime.front import Front
+from ppsd_cli.runtime.worker import StageWorker
 
 Patch = pytest.MonkeyPatch
 _verify, _visible, _write = Chain.verify, cache.visible, LayerCache.write
@@ -30,6 +31,7 @@ _frequencies, _choose, _rotate = rope._frequencies, choose.choose, rope.rotate
 _finish = layers.finish
 _head_init, _split_heads, _linear = DraftHead.__init__, layers.split_heads, layers.linear
 _fed_at, _enter = Front._fed_at, Front._enter
+_settle, _burst, _targets = Front._settle, Front._burst, StageWorker._targets
 _ending, _feed_limit, _attend = Schedule._ending, Limits.feed_limit, cache.attend
 
 
@@ -409,6 +411,79 @@ def near_keys_from_the_exit_only(patch: Patch) -> None:
     patch.setattr(heads, "tap_keys", keys)
 
 
+# Bursts
+
+
+def _returning(change: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Callable[[Patch], None]:
+    """The last stage's targets of a burst, changed."""
+
+    def plant(patch: Patch) -> None:
+        def settle(self, nodes, back):
+            if len(back.token_ids) > 1:
+                back = replace(back, token_ids=change(back.token_ids))
+            return _settle(self, nodes, back)
+
+        patch.setattr(Front, "_settle", settle)
+
+    return plant
+
+
+def target_positions_of_a_burst_one_late(patch: Patch) -> None:
+    def later(self, hidden, position):
+        return _targets(self, hidden, position + (hidden.shape[0] > 1))
+
+    patch.setattr(StageWorker, "_targets", later)
+
+
+def void_row_committed(patch: Patch) -> None:
+    """Behind a wrong guess, one more row counts."""
+
+    def verify(self, serial, target):
+        verdict = _verify(self, serial, target)
+        if verdict is not None and len(verdict.void) > 1:
+            self._live.append(verdict.void[0])
+        return verdict
+
+    patch.setattr(Chain, "verify", verify)
+
+
+def draft_position_off_by_one(patch: Patch) -> None:
+    """Guesses of a burst are drafted with the noise of the position before theirs."""
+
+    def other(logits, sampling, positions, *, token_ids=None):
+        return _choose(logits, sampling, positions - 1, token_ids=token_ids)
+
+    patch.setattr(front, "choose", other)
+
+
+def rows_of_a_burst_see_each_other(patch: Patch) -> None:
+    def wide(rows, window):
+        first, mask = _visible(rows, window)
+        short = mask is not None and mask.shape[0] < 8
+        return first, torch.ones_like(mask) if short else mask
+
+    patch.setattr(stage, "visible", wide)
+
+
+def burst_forgets_its_last_guess(patch: Patch) -> None:
+    """The row behind the last guess is taken for one that no head needs to run on."""
+    draft = Front._draft
+
+    def forget(self, position):
+        self._head_next = max(self._head_next, position - 1)
+        return draft(self, position)
+
+    patch.setattr(Front, "_draft", forget)
+
+
+def nothing_stands_in_for_deeper_states(patch: Patch) -> None:
+    patch.setattr(Front, "_stand_in", lambda _self, _row: None)
+
+
+def one_guess_too_many(patch: Patch) -> None:
+    patch.setattr(Front, "_burst", lambda self, length: _burst(self, length + 1))
+
+
 FAULTS: list[tuple[Callable[[Patch], None], tuple[str, ...]]] = [
     (off_by_one_commit, ("schedule",)),
     (flush_ignored, ("schedule", "exact llama")),
@@ -463,6 +538,21 @@ FAULTS: list[tuple[Callable[[Patch], None], tuple[str, ...]]] = [
     (taps_one_position_off, ("head",)),
     (head_skips_the_prompt, ("head",)),
     (near_keys_from_the_exit_only, ("head",)),
+    (void_nodes_stay_live, ("bursts",)),
+    (flush_ignored, ("bursts", "bursts of llama")),
+    (right_guesses_thrown_away, ("bursts", "bursts of llama")),
+    (leftovers_of_the_last_answer_count, ("bursts",)),
+    (end_of_text_ignored, ("bursts",)),
+    (stale_cache_row, ("bursts of llama",)),
+    (_returning(lambda ids: (*ids[1:], ids[0])), ("bursts of llama",)),
+    (_returning(lambda ids: (ids[0], *ids[:-1])), ("bursts of llama",)),
+    (target_positions_of_a_burst_one_late, ("bursts of echo",)),
+    (void_row_committed, ("bursts", "bursts of llama")),
+    (draft_position_off_by_one, ("bursts of echo",)),
+    (rows_of_a_burst_see_each_other, ("bursts of llama",)),
+    (one_guess_too_many, ("bursts of llama",)),
+    (burst_forgets_its_last_guess, ("head in bursts",)),
+    (nothing_stands_in_for_deeper_states, ("head in bursts",)),
 ]
 CASES = [
     pytest.param(plant, check, id=f"{number}-{plant.__name__}-{check}")
@@ -488,6 +578,10 @@ def run_check(tiny, tmp_path) -> Callable[[str], None]:
             "shared noise": lambda: checks.check_shared_noise(tiny),
             "context edge": lambda: checks.check_context_edge(tiny),
             "head": lambda: checks.check_head(tiny, tmp_path),
+            "bursts": checks.check_bursts,
+            "bursts of llama": lambda: checks.check_bursts_of_a_model(tiny),
+            "bursts of echo": lambda: checks.check_bursts_that_are_right(tiny),
+            "head in bursts": lambda: checks.check_head_in_bursts(tiny, tmp_path),
         }
         if kind == "reference":
             checks.check_reference(tiny, model)
