@@ -18,7 +18,12 @@ from ppsd_cli.bench_records import Question
 from ppsd_cli.errors import AssetError, ConfigError, ResourceError
 from ppsd_cli.tasks.bench import catalog
 from ppsd_cli.tasks.bench.catalog import TASKS, list_tasks, task_names
-from ppsd_cli.tasks.bench.prompts import load_prompt_file, load_task, spread
+from ppsd_cli.tasks.bench.prompts import (
+    encode_without_tokenizer,
+    load_prompt_file,
+    load_task,
+    spread,
+)
 
 CONTENT = b'{"question": "How many?", "answer": "4"}\n' * 3
 URL = "https://example.org/pinned/test.jsonl"
@@ -332,3 +337,17 @@ def test_spread_without_a_limit_and_with_a_wrong_one():
     assert list(spread(questions, None)) == questions
     with pytest.raises(ConfigError, match="--limit 0"):
         spread(questions, 0)
+
+
+# --- tokens without a tokenizer
+
+
+def test_text_as_token_ids():
+    ids = encode_without_tokenizer("abcdefgh\u20acabcd", 1000)
+    assert len(ids) == 4
+    assert all(0 <= i < 1000 for i in ids)
+    assert encode_without_tokenizer("abcd", 1000) == ids[:1]
+    assert encode_without_tokenizer("abcd", 3)[0] < 3
+    long = encode_without_tokenizer(load_task("smoke")[1][9].turns[0], 128256)
+    assert 400 < len(long) < 600
+    assert len(set(long)) > 300

@@ -7,6 +7,8 @@ import pytest
 import torch
 from models import answer, forced_drafts
 
+from ppsd_cli.commands.session import ModelChoice, Plan, make_plan
+from ppsd_cli.config import Settings
 from ppsd_cli.core.events import Outcome
 from ppsd_cli.errors import AssetError, ConfigError
 from ppsd_cli.model.cache import Rows
@@ -277,3 +279,64 @@ def test_stage_processes_make_the_same_weights(plain):
         chain.close()
     assert found.ids == plain.ids
     assert torch.equal(found.logits, plain.logits)
+
+
+# --- plans
+
+
+def plan(text: str = "tiny", *, model: str | None = None, **flags) -> Plan:
+    choice = ModelChoice(model, None, None, True, random_weights=text)
+    return make_plan(choice, Settings(**flags), lambda _: None)
+
+
+def test_a_plan_for_random_weights_needs_no_files():
+    made = plan("llama-8b:7", devices=("cpu",))
+    assert made.spec is SHAPES["llama-8b"]
+    assert made.config.folder == "random:llama-8b:7"
+    assert made.config.model_hash == made.files.model_hash == RandomModel("llama-8b", 7).model_hash
+    assert (made.decoder, made.head_name, made.config.head) == ("ppsd", RANDOM_DEEP, RANDOM_DEEP)
+    assert sum(made.config.split) == 32
+    assert made.eos_ids == frozenset()
+    assert any("random weights" in note for note in made.notes)
+    first, last = made.config.split
+    assert 0 <= first - last <= 3  # two blocks and 32,000 columns here, 128,256 there
+
+
+@pytest.mark.parametrize(
+    ("flags", "decoder", "head"),
+    [
+        ({"decoder": "ar"}, "ar", None),
+        ({"split": (2, 2, 2)}, "ppsd", RANDOM_DEEP),
+        ({"draft_vocab": 50}, "ppsd", RANDOM_DEEP),
+        ({"head": RANDOM_BLOCK, "stages": 3}, "ppsd", RANDOM_BLOCK),
+        ({"head": "raw", "stages": 3}, "ppsd", "raw"),
+        ({"decoder": "eesd", "head": RANDOM_BLOCK}, "eesd", RANDOM_BLOCK),
+    ],
+)
+def test_plans_load_and_draft(plain, flags, decoder, head):
+    made = plan("tiny:3", devices=("cpu",), dtype="float32", context=192, **flags)
+    assert (made.decoder, made.config.head) == (decoder, head)
+    drafting = decoder == "ppsd"
+    found = answer(
+        local_runner(dataclasses.replace(made.config, chunk=16)),
+        PROMPT,
+        context=192,
+        chunk=16,
+        count=60,
+        drafting=drafting,
+    )
+    assert found.ids == plain.ids
+    assert (found.count(Outcome.CORRECTED) > 0) == drafting
+
+
+def test_plans_that_cannot_be(tiny):
+    with pytest.raises(ConfigError, match="drop --model"):
+        plan(model="smollm2-135m")
+    with pytest.raises(ConfigError, match="there are: llama-1b"):
+        plan("gpt")
+    with pytest.raises(AssetError, match="was trained for"):
+        plan("smollm2-135m", head="smollm2-135m-2stage")
+    choice = ModelChoice(str(tiny("llama").folder), None, None, True)
+    made = make_plan(choice, Settings(head=RANDOM_DEEP, stages=3), lambda _: None)
+    assert (made.head_name, made.config.stages) == (RANDOM_DEEP, 3)
+    assert any("guesses nothing" in note for note in made.notes)

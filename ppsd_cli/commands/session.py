@@ -8,6 +8,14 @@ from pathlib import Path
 
 import ppsd_cli
 from ppsd_cli.assets import ModelFiles, WheelSource, resolve_model
+from ppsd_cli.commands.find_head import (
+    UNTRAINED,
+    asked_stages,
+    describe_head,
+    find_head,
+    head_size,
+    notes_on_head,
+)
 from ppsd_cli.config import (
     DEFAULT_DRAFT_LENGTH,
     Profile,
@@ -17,9 +25,11 @@ from ppsd_cli.config import (
     profile_names,
 )
 from ppsd_cli.errors import AssetError, ConfigError
-from ppsd_cli.model.head_files import HeadInfo, check_fit, late_tap, read_info
+from ppsd_cli.model.head_files import HeadInfo, check_fit
+from ppsd_cli.model.places import RandomModel, random_model, spec_of
+from ppsd_cli.model.random_weights import RANDOM_DEEP
 from ppsd_cli.model.spec import ModelSpec
-from ppsd_cli.model.spec_reader import generation_warnings, read_eos_ids, read_spec
+from ppsd_cli.model.spec_reader import generation_warnings, read_eos_ids
 from ppsd_cli.runtime.engine import (
     Engine,
     choose_devices,
@@ -31,17 +41,19 @@ from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
 from ppsd_cli.runtime.placement import check_split, choose_split, costs_of, default_stages
 
 DEFAULT_CONTEXT = 8192
+RANDOM_NOTE = "random weights: only the time has a meaning, not the tokens"
 _PACKAGE = Path(ppsd_cli.__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """What the user said about the model."""
+    """What the user said about the model. ``random_weights``: ``SHAPE`` or ``SHAPE:SEED``."""
 
     model: str | None
     profile: str | None
     revision: str | None
     offline: bool
+    random_weights: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +83,8 @@ def profile_folders() -> tuple[Path, ...]:
 
 def find_profile(choice: ModelChoice) -> Profile:
     """The profile that was asked for, that of the model's alias, or an empty one."""
+    if choice.random_weights is not None:
+        return Profile(choice.random_weights, Settings(), heads=(RANDOM_DEEP,))
     folders = profile_folders()
     if choice.profile is not None:
         return load_profile(choice.profile, folders)
@@ -87,6 +101,8 @@ def find_model(
     choice: ModelChoice, profile: Profile, progress: Callable[[str], None] | None
 ) -> ModelFiles:
     """The model's files; AssetError if they are missing or not those of the profile."""
+    if choice.random_weights is not None:
+        return _random_files(choice)
     own = choice.model is None or choice.model == profile.name
     name = (profile.model or profile.name) if own else str(choice.model)
     wheel = None
@@ -113,22 +129,30 @@ def find_model(
     return files
 
 
+def _random_files(choice: ModelChoice) -> ModelFiles:
+    """Stands for files: a place whose weights are made when they are read; no tokenizer."""
+    if choice.model is not None or choice.profile is not None:
+        raise ConfigError("--random-weights takes the place of a model; drop --model and --profile")
+    model = RandomModel.parse(str(choice.random_weights))
+    return ModelFiles(f"random {model.shape}", Path(model.place), model.model_hash)
+
+
 def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], None]) -> Plan:
     """Decide everything that can be decided before weights load."""
     check(flags)
     profile = find_profile(choice)
     settings = flags.over(profile.settings)
     files = find_model(choice, profile, progress)
-    spec = read_spec(files.folder)
-    head = _find_head(settings, profile)
+    spec = spec_of(files.folder)
+    head = find_head(settings, profile)
     decoder, reason = _decoder(settings, head)
     _refuse_drafting(flags, decoder)
     if decoder == "ar":
         head = None
     elif head is None:
         head = RAW_EXIT
-    info = read_info(Path(head)) if head not in (None, RAW_EXIT) else None
-    split = _split(settings, spec, info, decoder=decoder)
+    info = describe_head(head)
+    split = _split(settings, spec, info, decoder=decoder, head=head)
     if info is not None:
         check_fit(info, model_hash=files.model_hash, hidden=spec.hidden, split=split)
         if settings.draft_vocab is not None:
@@ -152,11 +176,9 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
         threads=settings.threads or default_threads(len(split)),
     )
     notes = [f"decoder ar: {reason}"] if reason else []
-    if head == RAW_EXIT:
-        notes.append(
-            "drafting with a raw exit: without a trained head few guesses are right "
-            "(train one with `ppsd train-head`)"
-        )
+    notes += notes_on_head(head)
+    real = random_model(files.folder) is None
+    notes += generation_warnings(files.folder) if real else [RANDOM_NOTE]
     return Plan(
         files=files,
         spec=spec,
@@ -164,9 +186,9 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
         settings=settings,
         decoder=decoder,
         processes=processes,
-        head_name=head if head in (None, RAW_EXIT) else Path(str(head)).name,
-        eos_ids=frozenset(read_eos_ids(files.folder)),
-        notes=(*notes, *generation_warnings(files.folder)),
+        head_name=head if head is None or head in UNTRAINED else Path(head).name,
+        eos_ids=frozenset(read_eos_ids(files.folder) if real else ()),
+        notes=tuple(notes),
         draft_length=(settings.draft_length or DEFAULT_DRAFT_LENGTH) if decoder == "eesd" else 0,
     )
 
@@ -182,50 +204,6 @@ def _refuse_drafting(flags: Settings, decoder: str) -> None:
     for name, value in (("--head", flags.head), ("--draft-vocab", flags.draft_vocab)):
         if value is not None:
             raise ConfigError(f"{name} and --decoder ar: plain decoding does not draft; drop one")
-
-
-def _find_head(settings: Settings, profile: Profile) -> str | None:
-    """The head's folder, ``raw``, or None: as asked for, or the profile's first that fits."""
-    if settings.head == RAW_EXIT:
-        return RAW_EXIT
-    if settings.head is not None:
-        return _head_folder(settings.head, profile)
-    if settings.draft_vocab is not None:
-        return None
-    for name in profile.heads:
-        folder = _head_folder(name, profile)
-        if _suits(read_info(Path(folder)), settings):
-            return folder
-    return None
-
-
-def _head_folder(name: str, profile: Profile) -> str:
-    """Where a head lies: a path, beside the profile, or shipped by name."""
-    shipped = _PACKAGE / "data" / "heads"
-    places = [Path(name).expanduser(), shipped / name]
-    if profile.folder is not None:
-        places.insert(1, profile.folder / name)
-    for place in places:
-        if (place / "head.json").is_file():
-            return str(place.absolute())
-    known = ", ".join(sorted(path.parent.name for path in shipped.glob("*/head.json")))
-    raise AssetError(f"no draft head {name!r}: no folder with a head.json, nor one of {known}")
-
-
-def _suits(info: HeadInfo, settings: Settings) -> bool:
-    """Whether a head is for the wanted pipeline, as far as flags fix it."""
-    if settings.split is not None:
-        in_time = late_tap(info.taps, settings.split) is None
-        return in_time and info.exit_layer == settings.split[0]
-    stages = _asked_stages(settings)
-    return stages in (None, info.stages) and settings.exit_layer in (None, info.exit_layer)
-
-
-def _asked_stages(settings: Settings) -> int | None:
-    """Stages as flags fix them: their number, or a device for each."""
-    if settings.stages is None and settings.devices is not None and len(settings.devices) > 1:
-        return len(settings.devices)
-    return settings.stages
 
 
 def _decoder(settings: Settings, head: str | None) -> tuple[str, str | None]:
@@ -245,7 +223,7 @@ def _decoder(settings: Settings, head: str | None) -> tuple[str, str | None]:
 
 
 def _split(
-    settings: Settings, spec: ModelSpec, info: HeadInfo | None, *, decoder: str
+    settings: Settings, spec: ModelSpec, info: HeadInfo | None, *, decoder: str, head: str | None
 ) -> tuple[int, ...]:
     """Layers of each stage, from flags, the head and the costs."""
     exit_layer = settings.exit_layer
@@ -258,9 +236,10 @@ def _split(
         return settings.split
     if info is not None and exit_layer is None:
         exit_layer = info.exit_layer
-    stages = _asked_stages(settings) or _stage_count(spec, info, exit_layer, decoder)
-    blocks = 0 if info is None else info.blocks
-    vocabulary = settings.draft_vocab if info is None else info.draft_vocabulary
+    stages = asked_stages(settings) or _stage_count(spec, info, exit_layer, decoder)
+    blocks, vocabulary = head_size(
+        head, info, draft_vocab=settings.draft_vocab, vocabulary=spec.vocabulary
+    )
     costs = costs_of(spec, blocks=blocks, draft_vocab=vocabulary, drafting=decoder != "ar")
     return choose_split(spec.layers, stages=stages, exit_layer=exit_layer, costs=costs)
 

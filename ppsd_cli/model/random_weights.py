@@ -32,6 +32,7 @@ from ppsd_cli.model.shapes import tensor_shapes
 from ppsd_cli.model.spec import ModelSpec
 
 DRAFT_VOCABULARY = 32000
+BLOCKS = 2
 RANDOM_DEEP, RANDOM_BLOCK = "random:deep", "random:block"
 RANDOM_HEADS = (RANDOM_DEEP, RANDOM_BLOCK)
 _GAIN = 2.0
@@ -125,7 +126,7 @@ def random_head(
     lm_matrix: Tensor,
     *,
     taps: tuple[Tap, ...],
-    blocks: int = 2,
+    blocks: int = BLOCKS,
     draft_vocab: int = DRAFT_VOCABULARY,
     seed: int = 0,
 ) -> HeadWeights:

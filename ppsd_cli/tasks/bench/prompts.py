@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,16 @@ def spread(questions: Sequence[Question], limit: int | None) -> tuple[Question, 
         ranks.append((rank, index))
     chosen = sorted(index for _, index in sorted(ranks)[:limit])
     return tuple(questions[index] for index in chosen)
+
+
+def encode_without_tokenizer(text: str, vocabulary: int) -> tuple[int, ...]:
+    """Token ids for a model that has no tokenizer: one for each 4 bytes of the UTF-8 text.
+
+    About as many as a tokenizer would give; the same bytes give the same id, from 0 to
+    ``vocabulary`` - 1.
+    """
+    data = text.encode()
+    return tuple(zlib.crc32(data[at : at + 4]) % vocabulary for at in range(0, len(data), 4))
 
 
 def _read(path: Path) -> bytes:
