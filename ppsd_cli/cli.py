@@ -9,6 +9,7 @@ from typing import Annotated, TextIO
 import typer
 
 from ppsd_cli import __version__
+from ppsd_cli.commands.bench import bench
 from ppsd_cli.commands.generate import generate
 from ppsd_cli.commands.group import Group, ReaderGone
 from ppsd_cli.commands.train_head import train_head
@@ -41,6 +42,7 @@ def _root(
 
 
 app.command()(generate)
+app.command()(bench)
 app.command("train-head")(train_head)
 
 

@@ -44,7 +44,8 @@ def report_data(report: BenchReport) -> dict[str, Any]:
 
 def contender_data(contender: Contender) -> dict[str, Any]:
     """A contender's settings as plain data."""
-    return _plain(asdict(contender))
+    data: dict[str, Any] = _plain(asdict(contender))
+    return data
 
 
 def contender_from(data: Mapping[str, Any]) -> Contender:
@@ -56,7 +57,8 @@ def contender_from(data: Mapping[str, Any]) -> Contender:
 def sample_data(sample: Sample) -> dict[str, Any]:
     """A sample as plain data, with the parts of its key as fields of their own."""
     data = asdict(sample)
-    return _plain({**data.pop("key"), **data})
+    flat: dict[str, Any] = _plain({**data.pop("key"), **data})
+    return flat
 
 
 def sample_from(data: Mapping[str, Any]) -> Sample:
@@ -91,7 +93,8 @@ def _row(row: Row) -> dict[str, Any]:
 
 
 def _figures(figures: Figures) -> dict[str, Any]:
-    return _plain(asdict(figures))
+    data: dict[str, Any] = _plain(asdict(figures))
+    return data
 
 
 def _plain(value: Any) -> Any:

@@ -26,7 +26,7 @@ Place = tuple[str, Key]
 
 @dataclass(slots=True)
 class Journal:
-    """What was measured so far, in memory and in the file ``path``."""
+    """What was measured so far, in memory and in a file, which the first sample makes."""
 
     path: Path
     settings: dict[str, str]
@@ -34,8 +34,9 @@ class Journal:
     skipped: tuple[tuple[str, str], ...] = ()
     samples: dict[Place, Sample] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
+    begun: bool = False
 
-    def start(self) -> None:
+    def _begin(self) -> None:
         """Write the header of a new file."""
         header = {
             "kind": "header",
@@ -45,6 +46,7 @@ class Journal:
             "skipped": [list(pair) for pair in self.skipped],
         }
         replace_bytes(self.path, (json.dumps(header) + "\n").encode())
+        self.begun = True
 
     def add(self, sample: Sample) -> None:
         """Keep one sample."""
@@ -70,6 +72,8 @@ class Journal:
         return [s for (name, _), s in self.samples.items() if name == contender]
 
     def _write(self, entry: Mapping[str, Any]) -> None:
+        if not self.begun:
+            self._begin()
         append_line(self.path, json.dumps(entry))
 
 
@@ -93,7 +97,7 @@ def read_journal(path: Path) -> Journal:
         ) from error
 
 
-def check_settings(journal: Journal, settings: Mapping[str, str]) -> None:
+def check_journal(journal: Journal, settings: Mapping[str, str]) -> None:
     """ConfigError that names the first setting in which a journal differs from this run."""
     for name in {**journal.settings, **settings}:
         before, now = journal.settings.get(name), settings.get(name)
@@ -113,6 +117,7 @@ def _parse(path: Path, entries: Sequence[Mapping[str, Any]]) -> Journal:
         dict(header["settings"]),
         tuple(contender_from(each) for each in header["contenders"]),
         tuple((name, reason) for name, reason in header["skipped"]),
+        begun=True,
     )
     for entry in entries[1:]:
         kind = entry["kind"]

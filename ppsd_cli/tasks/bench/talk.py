@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from ppsd_cli.assets.tokenizer import encode, render
 from ppsd_cli.bench_records import Question
+from ppsd_cli.tasks.bench.prompts import encode_without_tokenizer
 
 Message = dict[str, str]
 
@@ -41,6 +42,22 @@ class TokenizerTalk:
             list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
+
+
+@dataclass(frozen=True, slots=True)
+class NumberTalk:
+    """For random weights, which have no tokenizer: texts of about the right length in tokens."""
+
+    vocabulary: int
+
+    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """All turns one after the other."""
+        text = "".join(message["content"] for message in messages)
+        return encode_without_tokenizer(text, self.vocabulary)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Four letters for each token, which is how many make a token again."""
+        return "".join(f"{token % 10_000:04d}" for token in token_ids)
 
 
 def user(text: str) -> Message:

@@ -1,0 +1,187 @@
+"""``ppsd bench``: measure whether and how much speculation pays."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppsd_cli.commands import options
+
+_WHAT, _HOW, _OUTPUT, _GATES = "Prompts", "Measuring", "Output", "Gates"
+
+
+def bench(  # noqa: PLR0913 (one parameter a flag)
+    task: Annotated[
+        str | None, typer.Argument(help="Task, or several with commas; --list shows them.")
+    ] = None,
+    model: options.Model = None,
+    random_weights: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_WHAT,
+            help="In place of a model: random weights of a shape, such as llama-8b (SHAPE:SEED). "
+            "For --acceptance, which then alone decides how many guesses are right.",
+        ),
+    ] = None,
+    list_tasks: Annotated[
+        bool, typer.Option("--list", rich_help_panel=_WHAT, help="Show the tasks and end.")
+    ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_WHAT,
+            help="Prompts of your own: JSON lines with turns or prompt, or one prompt a line.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(rich_help_panel=_WHAT, help="Questions of each task, over its categories."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option("--max-new-tokens", "-n", rich_help_panel=_WHAT, help="Default: 128."),
+    ] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", rich_help_panel=_WHAT, help="Go on after the end.")
+    ] = False,
+    no_chat_template: Annotated[
+        bool,
+        typer.Option("--no-chat-template", rich_help_panel=_WHAT, help="Continue the bare text."),
+    ] = False,
+    decoders: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_HOW,
+            help="Of ar, ppsd, naive-split, eesd, hf, hf-early-exit. Default: ar,ppsd, and "
+            "naive-split where there are several devices. ar always runs.",
+        ),
+    ] = None,
+    acceptance: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_HOW,
+            help="Also with drafts that are right with these probabilities, such as 0.5,0.8.",
+        ),
+    ] = None,
+    draft_length: Annotated[
+        int | None,
+        typer.Option(rich_help_panel=_HOW, help="Guesses of eesd. Default: the fastest."),
+    ] = None,
+    repetitions: Annotated[
+        int, typer.Option("--repetitions", "-r", rich_help_panel=_HOW, help="Of every prompt.")
+    ] = 1,
+    warmup: Annotated[
+        int, typer.Option(rich_help_panel=_HOW, help="Short answers of each decoder before.")
+    ] = 1,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed", "-s", rich_help_panel=_HOW, help="Of --acceptance and of the intervals."
+        ),
+    ] = 0,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_HOW,
+            help="Journal of samples: go on with it, or start it here if it is not there.",
+        ),
+    ] = None,
+    exit_layer: options.ExitLayer = None,
+    stages: options.Stages = None,
+    split: options.Split = None,
+    devices: options.Devices = None,
+    head: options.Head = None,
+    draft_vocab: options.DraftVocab = None,
+    threads: options.Threads = None,
+    profile: options.ProfileName = None,
+    revision: options.Revision = None,
+    dtype: options.Dtype = None,
+    context: options.Context = None,
+    offline: options.Offline = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", rich_help_panel=_OUTPUT, help="The same as --format json.")
+    ] = False,
+    output_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", rich_help_panel=_OUTPUT, help="table (default), json, csv or markdown."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", rich_help_panel=_OUTPUT, help="Write it to a file."),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=_OUTPUT, help="Also write one self-contained HTML page."),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", rich_help_panel=_OUTPUT, help="No progress.")
+    ] = False,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=_GATES,
+            help="FIGURE=VALUE or FIGURE@DECODER=VALUE (repeatable): exit code 6 below it. "
+            "Figures: speedup, acceptance, tokens_per_second, tokens_per_tick, identical.",
+        ),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_GATES,
+            help="JSON of an earlier run: exit code 6 for what got slower beyond the noise.",
+        ),
+    ] = None,
+    debug: options.Debug = False,
+) -> None:
+    """Measure speculation against honest rivals, prompt by prompt in one run."""
+    del debug  # read by cli.main
+    from ppsd_cli.commands.bench_options import BenchOptions, parse_list, parse_shares
+    from ppsd_cli.commands.bench_run import run_bench, show_tasks
+    from ppsd_cli.commands.session import ModelChoice
+    from ppsd_cli.config import Settings, parse_devices, parse_split
+
+    if list_tasks:
+        show_tasks()
+        return
+    flags = Settings(
+        exit_layer=exit_layer,
+        stages=stages,
+        split=None if split is None else parse_split(split),
+        devices=None if devices is None else parse_devices(devices),
+        head=head,
+        draft_vocab=draft_vocab,
+        dtype=dtype,
+        context=context,
+        threads=threads,
+        max_new_tokens=max_new_tokens,
+    )
+    code = run_bench(
+        ModelChoice(model, profile, revision, offline, random_weights),
+        flags,
+        BenchOptions(
+            tasks=parse_list(task),
+            prompts=prompts,
+            limit=limit,
+            ignore_eos=ignore_eos,
+            chat=not no_chat_template,
+            decoders=parse_list(decoders),
+            acceptance=parse_shares(acceptance),
+            draft_length=draft_length,
+            repetitions=repetitions,
+            warmup=warmup,
+            seed=seed,
+            resume=resume,
+            format="json" if json_output and output_format is None else output_format or "table",
+            json=json_output,
+            output=output,
+            report=report,
+            quiet=quiet,
+            fail_under=tuple(fail_under or ()),
+            baseline=baseline,
+        ),
+    )
+    if code:
+        sys.exit(code)

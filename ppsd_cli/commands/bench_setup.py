@@ -1,0 +1,213 @@
+"""From flags to everything that a benchmark needs before weights load."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ppsd_cli.assets.tokenizer import load_tokenizer
+from ppsd_cli.bench_records import TaskInfo
+from ppsd_cli.commands.bench_options import BenchOptions
+from ppsd_cli.commands.find_head import UNTRAINED, find_head
+from ppsd_cli.commands.session import ModelChoice, Plan, find_profile, make_plan
+from ppsd_cli.config import Settings
+from ppsd_cli.core.schedule import Limits
+from ppsd_cli.errors import ConfigError
+from ppsd_cli.model.head_files import read_info
+from ppsd_cli.model.places import random_model
+from ppsd_cli.model.random_weights import RANDOM_BLOCK, RANDOM_DEEP
+from ppsd_cli.runtime.children import allowed_cores
+from ppsd_cli.runtime.engine import default_threads
+from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
+from ppsd_cli.tasks.bench.contenders import Shapes, Wish, check_wish
+from ppsd_cli.tasks.bench.environment import environment
+from ppsd_cli.tasks.bench.measure import Asked, Course
+from ppsd_cli.tasks.bench.pool import Shape
+from ppsd_cli.tasks.bench.prompts import load_prompt_file, load_task, spread
+from ppsd_cli.tasks.bench.talk import (
+    NumberTalk,
+    Talk,
+    TokenizerTalk,
+    prompt_checksum,
+    user,
+)
+
+DEFAULT_NEW_TOKENS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a run will measure and how, decided but for what only trying can tell."""
+
+    plan: Plan
+    tasks: tuple[TaskInfo, ...]
+    talk: Talk
+    course: Course
+    wish: Wish
+    shapes: Shapes
+    checksum: str
+    environment: tuple[tuple[str, str], ...]
+    settings: tuple[tuple[str, str], ...]
+
+
+def prepare(
+    choice: ModelChoice, flags: Settings, options: BenchOptions, say: Callable[[str], None]
+) -> Setup:
+    """Read prompts, decide the pipelines, check that both go together."""
+    check_wish(_wish(options, several_devices=False))
+    tasks, asked = _read_tasks(options, choice, say)
+    plan = make_plan(choice, replace(flags, decoder="ppsd"), say)
+    shapes = _shapes(choice, flags, plan)
+    talk = _talk(plan, options)
+    limits = Limits(
+        flags.max_new_tokens or DEFAULT_NEW_TOKENS,
+        plan.config.slots,
+        frozenset() if options.ignore_eos else plan.eos_ids,
+    )
+    asked = tuple(a for a in asked if _fits(talk, a, limits))
+    if not asked:
+        raise ConfigError(
+            f"no prompt fits into the context of {limits.context} tokens; raise --context"
+        )
+    course = Course(
+        asked=asked,
+        limits=limits,
+        repetitions=options.repetitions,
+        warmup=options.warmup,
+        seed=options.seed,
+        vocabulary=plan.spec.vocabulary,
+    )
+    wish = _wish(options, several_devices=_several(plan))
+    checksum = prompt_checksum(talk, (each.question for each in asked))
+    return Setup(
+        plan=plan,
+        tasks=tasks,
+        talk=talk,
+        course=course,
+        wish=wish,
+        shapes=shapes,
+        checksum=checksum,
+        environment=environment(plan.config.devices),
+        settings=_settings(plan, options, wish, course),
+    )
+
+
+def _read_tasks(
+    options: BenchOptions, choice: ModelChoice, say: Callable[[str], None]
+) -> tuple[tuple[TaskInfo, ...], tuple[Asked, ...]]:
+    if options.prompts is not None:
+        loaded = [load_prompt_file(options.prompts)]
+    else:
+        loaded = [load_task(n, offline=choice.offline, progress=say) for n in options.tasks]
+    asked = [
+        Asked(info.name, question)
+        for info, questions in loaded
+        for question in spread(questions, options.limit)
+    ]
+    return tuple(info for info, _ in loaded), tuple(asked)
+
+
+def _fits(talk: Talk, asked: Asked, limits: Limits) -> bool:
+    return len(talk.encode([user(asked.question.turns[0])])) < limits.context
+
+
+def _talk(plan: Plan, options: BenchOptions) -> Talk:
+    if random_model(plan.files.folder) is not None:
+        return NumberTalk(plan.spec.vocabulary)
+    return TokenizerTalk(load_tokenizer(plan.files.folder), options.chat)
+
+
+def _wish(options: BenchOptions, *, several_devices: bool) -> Wish:
+    default = ("ar", "ppsd", "naive-split") if several_devices else ("ar", "ppsd")
+    return Wish(options.decoders or default, options.acceptance, options.draft_length)
+
+
+def _several(plan: Plan) -> bool:
+    """Whether stages work at the same time: on devices of their own, or processes."""
+    return plan.processes or len(set(plan.config.devices)) > 1
+
+
+def _shapes(choice: ModelChoice, flags: Settings, plan: Plan) -> Shapes:
+    """The pipelines of all contenders, made from that of PPSD."""
+    chain, layers = plan.config, plan.spec.layers
+    on_cpu = chain.devices[0] == "cpu"
+    random = random_model(plan.files.folder) is not None
+    plain = replace(chain, split=(layers,), devices=chain.devices[:1], head=None, draft_vocab=None)
+    return Shapes(
+        plain=Shape(plain, processes=on_cpu),
+        threads=_thread_counts(flags, chain.threads) if on_cpu else (chain.threads,),
+        chain=Shape(chain, plan.processes, plan.head_name),
+        bursts=_burst_shapes(choice, plan),
+        layers=layers,
+        transformers="random weights have no files that transformers could load"
+        if random
+        else None,
+    )
+
+
+def _thread_counts(flags: Settings, preferred: int) -> tuple[int, ...]:
+    """Thread counts worth trying for what runs in one process."""
+    if flags.threads is not None:
+        return (flags.threads,)
+    cores = allowed_cores()
+    every = default_threads(1) * 2 if cores is None else len(cores)
+    return tuple(dict.fromkeys((preferred, default_threads(1), every)))
+
+
+def _burst_shapes(choice: ModelChoice, plan: Plan) -> tuple[Shape, ...]:
+    """EESD's two stages on one device: with the given head, and with a plain block head."""
+    chain = plan.config
+    split = (chain.split[0], sum(chain.split[1:]))
+    config = replace(chain, split=split, devices=chain.devices[:1] * 2)
+    shapes = [Shape(config, False, plan.head_name)]
+    block = _block_head(choice, chain)
+    if block is not None:
+        name = block if block in UNTRAINED else Path(block).name
+        shapes.append(Shape(replace(config, head=block), False, name))
+    return tuple(shapes)
+
+
+def _block_head(choice: ModelChoice, chain: PipelineConfig) -> str | None:
+    """The profile's head without deeper taps for the same exit layer, unless it is the given one.
+
+    A deep head sees no deeper states inside a burst, so the other may be better there.
+    """
+    if chain.head in (None, RAW_EXIT, RANDOM_BLOCK):
+        return None
+    if chain.head == RANDOM_DEEP:
+        return RANDOM_BLOCK
+    profile = find_profile(choice)
+    for name in profile.heads:
+        folder = find_head(Settings(head=name), profile)
+        assert folder is not None
+        taps = read_info(Path(folder)).taps
+        if folder != chain.head and len(taps) == 1 and taps[0].depth == chain.split[0]:
+            return folder
+    return None
+
+
+def _settings(
+    plan: Plan, options: BenchOptions, wish: Wish, course: Course
+) -> tuple[tuple[str, str], ...]:
+    """All that decides figures, as names and texts."""
+    config = plan.config
+    values = {
+        "decoders": ",".join(wish.decoders),
+        "acceptance": ",".join(f"{a:g}" for a in wish.acceptance) or "the head's own",
+        "draft_length": str(wish.draft_length or "best"),
+        "max_new_tokens": str(course.limits.max_new_tokens),
+        "ignore_eos": str(options.ignore_eos).lower(),
+        "limit": str(options.limit or "none"),
+        "repetitions": str(course.repetitions),
+        "warmup": str(course.warmup),
+        "seed": str(course.seed),
+        "chat_template": str(options.chat).lower(),
+        "context": str(config.slots),
+        "dtype": config.dtype,
+        "split": ",".join(map(str, config.split)),
+        "devices": ",".join(config.devices),
+        "stage_processes": str(plan.processes).lower(),
+        "head": str(plan.head_name),
+        "draft_vocab": str(config.draft_vocab or "the head's"),
+        "threads": str(config.threads),
+    }
+    return tuple(values.items())
