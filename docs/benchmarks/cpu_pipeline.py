@@ -42,13 +42,14 @@ SAMPLING = Sampling()
 READY: list[float] = []
 
 
-def run(engine: Engine, prompt: tuple[int, ...], tokens: int, drafting: bool) -> dict:
+def run(engine: Engine, prompt: tuple[int, ...], tokens: int, drafting: bool | Drafting) -> dict:
     """One answer: its ids and medians, times in milliseconds."""
+    drafting = drafting if isinstance(drafting, Drafting) else Drafting(drafting)
     stats, ids, commits = StatsBuilder(engine.runner.stages), [], []
     fresh = False
     limits = Limits(tokens, engine.config.slots)
     for event in engine.answer(
-        prompt, sampling=SAMPLING, limits=limits, drafting=Drafting(drafting)
+        prompt, sampling=SAMPLING, limits=limits, drafting=drafting
     ):
         stats.add(event)
         if isinstance(event, Committed):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Self
 
@@ -83,7 +84,17 @@ def open_engine(config: PipelineConfig, *, processes: bool, port: int | None = N
         return Engine(config, joined_runner(config))
     if processes:
         return Engine(config, spawn_runner(config, port=port))
+    if on_one_gpu(config.devices):
+        from ppsd_cli.runtime.cuda.build import load_graph_runner  # Triton, where there is a GPU
+
+        return Engine(config, load_graph_runner(config))
     return Engine(config, local_runner(config))
+
+
+def on_one_gpu(devices: tuple[str, ...]) -> bool:
+    """Whether the graph runner serves these devices: one GPU, with Triton installed."""
+    same = len({torch.device(name) for name in devices}) == 1
+    return same and devices[0].startswith("cuda") and find_spec("triton") is not None
 
 
 def choose_devices(asked: tuple[str, ...] | None, *, stages: int) -> tuple[tuple[str, ...], bool]:

@@ -33,11 +33,14 @@ class Scratch:
     attention: Attention
 
     @classmethod
-    def of(cls, shape: Shape, *, hidden: int, middle: int, width: int, like: Tensor) -> "Scratch":
-        """Buffers for ``width`` rows."""
+    def of(
+        cls, launcher: Launcher, shape: Shape, *, middle: int, source: Tensor
+    ) -> "Scratch":
+        """Buffers for rows like ``source`` [W, H]; ``middle``: width of the widest MLP."""
+        width, hidden = source.shape
 
         def room(*sizes: int) -> Tensor:
-            return torch.zeros(*sizes, dtype=like.dtype, device=like.device)
+            return torch.zeros(*sizes, dtype=source.dtype, device=source.device)
 
         n, d = shape.heads, shape.head_dim
         return cls(
@@ -45,7 +48,7 @@ class Scratch:
             room(width, n * d),
             room(width, hidden),
             room(width, middle),
-            Attention.of(shape, width, like.device),
+            Attention.of(shape, width=width, splits=launcher.splits, device=source.device),
         )
 
 
@@ -227,11 +230,7 @@ class StageLane:
         self._blocks = [Block.of(weights, window) for weights, window in pairs]
         self._shape, width = Shape.of(spec), source.shape[0]
         self._scratch = Scratch.of(
-            self._shape,
-            hidden=spec.hidden,
-            middle=spec.intermediate,
-            width=width,
-            like=source,
+            launcher, self._shape, middle=spec.intermediate, source=source
         )
         self.chooser = None
         if stage.output is not None:
@@ -283,9 +282,9 @@ class HeadLane:
         self.lags = taps - 1
         middle = max((b.down.shape[1] for b in self._blocks), default=1)
         middle = max([middle, *(m.down.shape[0] for m in weights.mlps)])
-        self._scratch = Scratch.of(shape, hidden=hidden, middle=middle, width=1, like=states)
         self._mlps = [(m.norm, rows_of(m.gate_up), rows_of(m.down)) for m in weights.mlps]
         self._taps = torch.zeros(taps, 1, hidden, dtype=states.dtype, device=states.device)
+        self._scratch = Scratch.of(launcher, shape, middle=middle, source=self._taps[0])
         self._fused = torch.zeros(1, hidden, dtype=states.dtype, device=states.device)
         self.chooser = Chooser(launcher, weights.output, width=1)
         if self.lags:

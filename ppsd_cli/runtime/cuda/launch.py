@@ -17,16 +17,19 @@ from ppsd_cli.runtime.cuda.control import gather_kernel
 from ppsd_cli.runtime.cuda.linear import linear_kernel, qkv_kernel
 from ppsd_cli.runtime.cuda.tiles import ROWS, Tile, choose_tile, power_of_two
 
-MAX_SPLITS = 32
 SPLIT = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """Settings of all launches. ``chained``: programmatic dependent launch within a stream."""
+    """Settings of all launches. ``chained``: programmatic dependent launch within a stream.
+
+    ``splits``: programs of one key/value head in attention, a power of two.
+    """
 
     clock: bool
     chained: bool
+    splits: int = 32
 
     def flags(self, tile: Tile, *, head: bool) -> dict[str, Any]:
         """Compile-time and launch settings; ``head``: the first kernel of a branch waits plainly."""
@@ -58,14 +61,14 @@ class Attention:
     count: Tensor
 
     @classmethod
-    def of(cls, shape: Shape, width: int, device: torch.device) -> "Attention":
+    def of(cls, shape: Shape, *, width: int, splits: int, device: torch.device) -> "Attention":
         """Scratch for ``width`` rows."""
         m, r = shape.kv_heads, attention_rows(shape, width)
         wide = {"dtype": torch.float32, "device": device}
         return cls(
-            torch.zeros(m, MAX_SPLITS, r, shape.head_dim, **wide),
-            torch.zeros(m, MAX_SPLITS, r, **wide),
-            torch.zeros(m, MAX_SPLITS, r, **wide),
+            torch.zeros(m, splits, r, shape.head_dim, **wide),
+            torch.zeros(m, splits, r, **wide),
+            torch.zeros(m, splits, r, **wide),
             torch.zeros(m, dtype=torch.int32, device=device),
         )
 
@@ -209,7 +212,7 @@ def attend(
     """Attention of q [W, N, D] over the cache into out [W, N * D]; see ``attend_kernel``."""
     width = q.shape[0]
     rows = attention_rows(shape, width)
-    attend_kernel[(shape.kv_heads, MAX_SPLITS)](
+    attend_kernel[(shape.kv_heads, launcher.splits)](
         q,
         cache.keys,
         cache.values,
@@ -229,7 +232,7 @@ def attend(
         R=rows,
         BT=64,
         SPLIT=SPLIT,
-        MAX_SPLITS=MAX_SPLITS,
+        MAX_SPLITS=launcher.splits,
         WINDOW=window or 0,
         LAG=near.lags if near else 0,
         SCALE=shape.head_dim**-0.5,

@@ -54,7 +54,7 @@ class GraphRunner:
         recorder: Recorder | Immediate,
         clock: DeviceClock,
     ) -> None:
-        self._stage_list, self._head, self._pod = stages, head, pod
+        self.stage_list, self._head, self._pod = stages, head, pod
         self._recorder, self._clock = recorder, clock
         self._graphs: dict[tuple[object, ...], Playable] = {}
         self._asked: deque[_Asked] = deque()
@@ -71,7 +71,7 @@ class GraphRunner:
     @property
     def stages(self) -> int:
         """Number of stages."""
-        return len(self._stage_list)
+        return len(self.stage_list)
 
     @property
     def lookahead(self) -> int:
@@ -127,10 +127,10 @@ class GraphRunner:
         count = len(plan.token_ids)
         node = Node(self._serial, plan.start, None, count, drafted=False, final=plan.last)
         self._serial += 1
-        first = self._stage_list[0]
+        first = self.stage_list[0]
         hidden = first.embed(torch.tensor(plan.token_ids, device=first.device))
         spans: list[Span] = []
-        for index, stage in enumerate(self._stage_list):
+        for index, stage in enumerate(self.stage_list):
             since = perf_counter()
             hidden, taps = stage.forward(hidden, Rows.chain(plan.start, count, stage.device))
             for depth, states in taps.items():
@@ -147,7 +147,7 @@ class GraphRunner:
     def _first_target(self, node: Node, hidden: Tensor, spans: tuple[Span, ...]) -> Target:
         if not node.final:
             return Target(node.serial, None, spans)
-        output, request = self._stage_list[-1].output, self._request
+        output, request = self.stage_list[-1].output, self._request
         assert output is not None
         assert request is not None
         position = node.position + node.tokens

@@ -34,7 +34,8 @@ def choose_tile(inner: int, outer: int, *, width: int, paired: bool, narrow: boo
     """
     if width > 1:
         return Tile(16 if outer < 8192 else 32, 64 if inner < 2048 else 128, 4, True, 4)
-    del narrow
+    if not narrow:
+        return Tile(16, min(power_of_two(inner), 256), 4)
     if inner <= 2048:
         columns = power_of_two(inner)
         return Tile(2 if paired or columns > 1024 else 4, columns, 4)
