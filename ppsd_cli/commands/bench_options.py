@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ppsd_cli.core.plan import MAX_DRAFT_LENGTH
 from ppsd_cli.errors import ConfigError
 from ppsd_cli.files import check_writable
 
@@ -70,6 +71,8 @@ def check_options(options: BenchOptions) -> None:
     ):
         if value is not None and value < least:
             raise ConfigError(f"--{name} {value}: must be {least} or more")
+    if options.draft_length is not None and options.draft_length > MAX_DRAFT_LENGTH:
+        raise ConfigError(f"--draft-length {options.draft_length}: at most {MAX_DRAFT_LENGTH}")
     written = [p for p in (options.output, options.report, options.resume) if p is not None]
     if len({path.absolute() for path in written}) < len(written):
         raise ConfigError("--output, --report and --resume name the same file; give each its own")

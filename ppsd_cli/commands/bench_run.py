@@ -68,7 +68,7 @@ def _run(choice: ModelChoice, flags: Settings, options: BenchOptions, say: Say) 
     gates = tuple(map(parse_gate, options.fail_under))
     baseline = None if options.baseline is None else read_baseline(options.baseline)
     setup = prepare(choice, flags, options, say)
-    notes = list(setup.plan.notes)
+    notes = list(setup.notes)
     if baseline is not None:
         model = setup.plan.files.name, setup.plan.files.model_hash
         names = [task.name for task in setup.tasks]
@@ -182,7 +182,9 @@ def _report(
         memory=journal.memory,
         seed=setup.course.seed,
     )
-    left_out = [f"prompt beyond the context: {each}" for each in measurement.left_out]
+    left_out = [
+        f"left out, the prompt is beyond the context: {each}" for each in measurement.left_out
+    ]
     decided = (("ar_threads", str(contenders[0].threads)),) if contenders[0].threads else ()
     return BenchReport(
         schema_version=SCHEMA_VERSION,

@@ -47,13 +47,14 @@ class Setup:
     checksum: str
     environment: tuple[tuple[str, str], ...]
     settings: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
 
 
 def prepare(
     choice: ModelChoice, flags: Settings, options: BenchOptions, say: Callable[[str], None]
 ) -> Setup:
     """Read prompts, decide the pipelines, check that both go together."""
-    check_wish(_wish(options, several_devices=False))
+    check_wish(_wish(options, ("ar", "ppsd")))
     tasks, asked = _read_tasks(options, choice, say)
     plan = make_plan(choice, replace(flags, decoder="ppsd"), say)
     shapes = _shapes(choice, flags, plan)
@@ -63,21 +64,27 @@ def prepare(
         plan.config.slots,
         frozenset() if options.ignore_eos else plan.eos_ids,
     )
-    asked = tuple(a for a in asked if _fits(talk, a, limits))
-    if not asked:
+    notes = list(plan.notes)
+    fitting = tuple(a for a in asked if _fits(talk, a, limits))
+    notes += [
+        f"left out, the prompt is beyond the context: {a.task} {a.question.question_id}"
+        for a in asked
+        if a not in fitting
+    ]
+    if not fitting:
         raise ConfigError(
             f"no prompt fits into the context of {limits.context} tokens; raise --context"
         )
     course = Course(
-        asked=asked,
+        asked=fitting,
         limits=limits,
         repetitions=options.repetitions,
         warmup=options.warmup,
         seed=options.seed,
         vocabulary=plan.spec.vocabulary,
     )
-    wish = _wish(options, several_devices=_several(plan))
-    checksum = prompt_checksum(talk, (each.question for each in asked))
+    wish = _wish(options, _default_decoders(plan, options))
+    checksum = prompt_checksum(talk, (each.question for each in fitting))
     return Setup(
         plan=plan,
         tasks=tasks,
@@ -88,6 +95,7 @@ def prepare(
         checksum=checksum,
         environment=environment(plan.config.devices),
         settings=_settings(plan, options, wish, course),
+        notes=tuple(notes),
     )
 
 
@@ -116,14 +124,19 @@ def _talk(plan: Plan, options: BenchOptions) -> Talk:
     return TokenizerTalk(load_tokenizer(plan.files.folder), options.chat)
 
 
-def _wish(options: BenchOptions, *, several_devices: bool) -> Wish:
-    default = ("ar", "ppsd", "naive-split") if several_devices else ("ar", "ppsd")
+def _wish(options: BenchOptions, default: tuple[str, ...]) -> Wish:
     return Wish(options.decoders or default, options.acceptance, options.draft_length)
 
 
-def _several(plan: Plan) -> bool:
-    """Whether stages work at the same time: on devices of their own, or processes."""
-    return plan.processes or len(set(plan.config.devices)) > 1
+def _default_decoders(plan: Plan, options: BenchOptions) -> tuple[str, ...]:
+    """The naive split only where stages work at the same time, on devices or in processes.
+
+    The guesses of a random head are worthless: with ``--acceptance`` only forced ones run.
+    """
+    several = plan.processes or len(set(plan.config.devices)) > 1
+    forced_only = bool(options.acceptance) and random_model(plan.files.folder) is not None
+    names = ("ar",) if forced_only else ("ar", "ppsd")
+    return (*names, "naive-split") if several else names
 
 
 def _shapes(choice: ModelChoice, flags: Settings, plan: Plan) -> Shapes:
@@ -138,9 +151,7 @@ def _shapes(choice: ModelChoice, flags: Settings, plan: Plan) -> Shapes:
         chain=Shape(chain, plan.processes, plan.head_name),
         bursts=_burst_shapes(choice, plan),
         layers=layers,
-        transformers="random weights have no files that transformers could load"
-        if random
-        else None,
+        transformers="transformers cannot load random weights" if random else None,
     )
 
 
