@@ -215,7 +215,13 @@ def test_histogram_counts_every_run() -> None:
     ((name, svg),) = run_histograms(report)
     assert name == "ppsd"
     titles = re.findall(r"<title>(\d+) runs of (\S+) accepted", svg)
-    assert titles == [("5", "1"), ("0", "2"), ("2", "3"), ("0", "4"), ("5", "&gt;4")]
+    assert titles == [
+        ("5", "1"),
+        ("0", "2"),
+        ("2", "3"),
+        *(("0", str(at)) for at in range(4, 9)),
+        ("5", "&gt;8"),
+    ]
 
 
 def test_grid_is_that_of_the_events() -> None:
@@ -229,6 +235,13 @@ def test_grid_is_that_of_the_events() -> None:
     assert void
     last = max(int(tick) for tick, _, _ in cells)
     assert all((tick + 1, 1) in void for tick, stage in void if stage == 0 and tick < last)
+
+
+def test_grid_counts_from_the_beginning_of_the_answer() -> None:
+    """A pipeline that has answered before has ticks behind it."""
+    events = list(Chain(stages=2).events())
+    later = [replace(event, tick=event.tick + 1234) for event in events]
+    assert tick_grid(later) == tick_grid(events)
 
 
 def test_grid_of_a_long_answer_is_cut() -> None:

@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 
 from ppsd_cli.bench_records import BenchReport, Difference, Interval, Movement, TaskInfo
 from ppsd_cli.ui import bench_data
+from ppsd_cli.ui.bench_html import html_page
 from ppsd_cli.ui.bench_table import final_table, task_list
 from ppsd_cli.ui.bench_text import csv, escaped, markdown
 from ppsd_cli.ui.bench_words import duration, headline, number, size
@@ -182,6 +183,18 @@ def test_csv_quotes_what_files_say() -> None:
     named = replace(base.rows[0], categories=(('a,"b"\nc', EMPTY),))
     lines = list(csv_module.DictReader(io.StringIO(csv(replace(base, rows=(named,))))))
     assert lines[1]["category"] == 'a,"b"\nc'
+
+
+def test_every_format_can_be_written_to_a_file() -> None:
+    """A lone surrogate, which JSON may hold, has no UTF-8."""
+    base = small_report()
+    rows = tuple(
+        replace(each, categories=tuple((f"\ud800{name}", part) for name, part in each.categories))
+        for each in base.rows
+    )
+    report = replace(base, rows=rows, model="\ud800")
+    for text in (csv(report), markdown(report), html_page(report), drawn(final_table(report))):
+        assert "\\ud800" in text.encode().decode()
 
 
 def test_task_list_says_what_is_here() -> None:

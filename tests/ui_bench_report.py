@@ -156,7 +156,14 @@ def small_report() -> BenchReport:
         environment=(("cpu", "EPYC, 2 cores"), ("torch", "2.13.0")),
         settings=(("max_new_tokens", "128"), ("repetitions", "1")),
         rows=(
-            row(AR, figures(31.2)),
+            row(
+                AR,
+                replace(
+                    figures(31.2, 1.0),
+                    speedup=Interval(1.0, 1.0, 1.0),
+                    stage_busy=((1.0, 0.0, 0.0),),
+                ),
+            ),
             row(NAIVE, figures(30.1, 0.965)),
             row(PPSD, pipelined(36.8, 1.18, 0.706)),
             row(EESD, eesd),

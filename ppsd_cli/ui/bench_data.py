@@ -163,17 +163,19 @@ def ticks(report: BenchReport) -> TableData | None:
         rows.append((row.contender.name, *map(milliseconds, times)))
     note = (
         "Medians. wait, head and layers are stage 0's: waiting for the boundary, deciding and "
-        "drafting, its own layers. stage n is one token (EESD: one burst) in that stage."
+        "drafting, its own layers. stage n is one token in that stage. For EESD all but tick and "
+        "wait are those of a burst, which enters once in as many ticks as there are stages."
     )
     table = TableData("Tick breakdown", columns, tuple(rows), note)
     return _without_empty(table) if rows else None
 
 
 def busy(report: BenchReport) -> TableData | None:
-    """Useful, void and bubble share of each stage; None where no contender has stages."""
+    """Useful, void and bubble share of each stage; None where no contender has several."""
     rows = tuple(
         (f"{row.contender.name}, stage {stage}", *(percent(share) for share in shares))
         for row in report.rows
+        if len(row.overall.stage_busy) > 1
         for stage, shares in enumerate(row.overall.stage_busy)
     )
     columns = (Column("stage", numeric=False), Column("useful"), Column("void"), Column("bubble"))
@@ -250,7 +252,9 @@ def sources(report: BenchReport) -> TableData:
         (task.name, task.about, task.source, task.licence, str(task.questions))
         for task in report.tasks
     )
-    return TableData("Prompts", columns, rows, f"sha256 of all token ids: {report.prompt_checksum}")
+    return TableData(
+        "Prompts", columns, rows, f"Checksum of all token ids: {report.prompt_checksum}"
+    )
 
 
 def environment(report: BenchReport) -> TableData:

@@ -150,7 +150,11 @@ class LiveTable:
         status = self._status()
         room = self._console.width - len(status) - 1
         bar = ProgressBar(
-            total=max(self._total, 1), completed=self._tally.answers, width=min(room, _BAR_COLUMNS)
+            total=max(self._total, 1),
+            completed=self._tally.answers,
+            width=min(room, _BAR_COLUMNS),
+            complete_style="cyan",
+            finished_style="green",
         )
         line = Table.grid(padding=(0, 1))
         if room >= _BAR_COLUMNS // 4:

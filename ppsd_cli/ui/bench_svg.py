@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 
 from ppsd_cli.bench_records import BenchReport, Interval, Row
-from ppsd_cli.ui.bench_words import SPECULATIVE, interval, number
+from ppsd_cli.ui.bench_words import PLAIN, SPECULATIVE, interval, number
 
 _ROW = 44
 _BAR_TOP = 20
@@ -126,7 +126,7 @@ def _whisker(low: float, high: float, y: float) -> str:
 
 def speedup_bars(report: BenchReport) -> str | None:
     """Speed-up of each contender with its interval, against a line at 1."""
-    rows = [row for row in report.rows if row.overall.speedup]
+    rows = [row for row in report.rows if row.overall.speedup and row.contender.decoder != PLAIN]
     if not rows:
         return None
     drawn = [_speedup_bar(row) for row in rows]

@@ -35,7 +35,7 @@ def _histogram(row: Row) -> str:
             counts[length] += count
         else:
             longer += count
-    shown = range(1, max([4, *(length for length, count in counts.items() if count)]) + 1)
+    shown = range(1, max([8, *(length for length, count in counts.items() if count)]) + 1)
     drawn = [(str(length), counts[length]) for length in shown]
     if longer:
         drawn.append((f">{shown[-1]}", longer))
@@ -87,9 +87,10 @@ def _tick_rows(row: Row) -> list[Bar]:
         begin += seconds
     figures = " + ".join(_time(seconds, unit=False) for _, seconds in _parts(row))
     rows = [Bar("stage 0's tick", f"{figures} ms", tuple(segments))] if segments else []
+    what = "one burst" if row.contender.decoder == "eesd" else "one token"
     for stage, seconds in enumerate(row.overall.stage_seconds):
         whole = Segment("slate", 0, seconds, f"stage {stage}: {_time(seconds)}")
-        rows.append(Bar(f"one token in stage {stage}", _time(seconds), (whole,)))
+        rows.append(Bar(f"{what} in stage {stage}", _time(seconds), (whole,)))
     return rows
 
 
@@ -99,10 +100,10 @@ def _time(seconds: float | None, *, unit: bool = True) -> str:
 
 
 def busy_bars(report: BenchReport) -> list[tuple[str, str]]:
-    """``(caption, chart)`` of each contender with stages: useful, void and bubble shares."""
+    """``(caption, chart)`` of contenders with several stages: useful, void and bubble shares."""
     charts = []
     for row in real_rows(report):
-        if row.overall.stage_busy:
+        if len(row.overall.stage_busy) > 1:
             drawn = [_busy_bar(at, each) for at, each in enumerate(row.overall.stage_busy)]
             chart = bars(f"What the stages did, {row.contender.name}", drawn, end=1.0)
             charts.append((row.contender.name, chart))
@@ -131,32 +132,29 @@ def tick_grid(events: Iterable[object]) -> str | None:
     if first is None or not stages:
         return None
     end = min(occupancy.last_tick + 1, first + MOST_TICKS)
-    starts = range(first, end, _BAND)
     tall = stages * _CELL + 30
-    bands = [
-        _band(occupancy, range(start, min(start + _BAND, end)), stages, at * tall)
-        for at, start in enumerate(starts)
-    ]
+    cells = [[occupancy.cell(stage, tick) for tick in range(first, end)] for stage in range(stages)]
+    starts = range(0, end - first, _BAND)
+    bands = [_band(cells, start, at * tall) for at, start in enumerate(starts)]
     return picture("Stages by ticks of one answer", "".join(bands), len(starts) * tall)
 
 
-def _band(occupancy: Occupancy, ticks: range, stages: int, top: int) -> str:
+def _band(cells: list[list[Cell]], start: int, top: int) -> str:
+    """Ticks from ``start``, counted from the first of the answer; ``cells`` by stage and tick."""
     width = (100 - _LEFT) / _BAND
     parts = []
-    for stage in range(stages):
+    for stage, row in enumerate(cells):
         y = top + stage * _CELL
         parts.append(words(str(stage), _LEFT - 1.5, y + 13, kind="small", anchor="end"))
-        for tick in ticks:
-            name = _NAMES[occupancy.cell(stage, tick)]
-            x = _LEFT + (tick - ticks.start) * width
-            title = tag("title", f"tick {tick}, stage {stage}: {name}")
-            place = {"x": f"{x:.2f}%", "width": f"{0.88 * width:.2f}%"}
+        for at, cell in enumerate(row[start : start + _BAND]):
+            name = _NAMES[cell]
+            title = tag("title", f"tick {start + at}, stage {stage}: {name}")
+            place = {"x": f"{_LEFT + at * width:.2f}%", "width": f"{0.88 * width:.2f}%"}
             # Height tells the state apart without colour.
             inset = {"useful": 1, "prompt": 1, "void": 4, "bubble": 7}[name]
             box = {"y": y + inset, "height": _CELL - 2 * inset, "class_": name}
             parts.append(tag("rect", title, **place, **box))
-    for tick in ticks:
-        if tick % 10 == 0:
-            x = _LEFT + (tick - ticks.start) * width
-            parts.append(words(str(tick), x, top + stages * _CELL + 13, kind="small"))
+    for at in range(0, min(_BAND, len(cells[0]) - start), 10):
+        y = top + len(cells) * _CELL + 13
+        parts.append(words(str(start + at), _LEFT + at * width, y, kind="small"))
     return "".join(parts)

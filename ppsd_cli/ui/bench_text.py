@@ -83,7 +83,7 @@ def csv(report: BenchReport) -> str:
 
 def _csv_cells(row: Row, category: str, figures: Figures) -> list[object]:
     who = row.contender
-    cells: list[object] = [who.name, who.decoder, who.acceptance, category]
+    cells: list[object] = [who.name, who.decoder, who.acceptance, escape_controls(category)]
     cells += [figures.answers, figures.tokens]
     for name in _SPREAD:
         value: Interval | None = getattr(figures, name)

@@ -22,9 +22,11 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def interval(value: Interval | None, digits: int = 1) -> str:
-    """A figure with the interval that it lies in."""
+    """A figure with the interval that it lies in; alone where one prompt gave no interval."""
     if value is None:
         return NOTHING
+    if value.low == value.high:
+        return number(value.median, digits)
     low, high = number(value.low, digits), number(value.high, digits)
     return f"{number(value.median, digits)} ({low}-{high})"
 
