@@ -18,7 +18,7 @@ EXIT_CODES = """
 | 3 | a file, model, head or data set is missing or bad |
 | 4 | devices, memory, disk or a port are not available |
 | 5 | a stage failed |
-| 6 | outputs that must be equal differ |
+| 6 | a gate of `bench` failed, or outputs that must be equal differ |
 | 130, 143, 141 | ended by Ctrl-C, SIGTERM, or because the reader of stdout went away |
 """
 
