@@ -67,9 +67,9 @@ def choose_per_seed(rows, sampling, position, seeds):
 
 
 def _spread(seed):
-    from ppsd_cli.core.choose import _signed
+    from ppsd_cli.core.choose import signed_seed
 
-    return _signed(seed)
+    return signed_seed(seed)
 
 
 def _wrap(value):

@@ -16,10 +16,41 @@ import triton.language as tl
 
 @triton.jit
 def wait_for_predecessor(PDL: tl.constexpr):
-    """Before anything that the kernel before us wrote is read (programmatic dependent launch)."""
+    """Before anything that the kernel before us wrote is read (programmatic dependent launch).
+
+    The kernel after us may start at once: it waits here too, with its first weights on their way.
+    """
     if PDL:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def fetch_ahead(
+    w_ptr,
+    rows,
+    ok,
+    K: tl.constexpr,
+    START: tl.constexpr,
+    COUNT: tl.constexpr,
+    ITEM: tl.constexpr,
+):
+    """Ask for ``COUNT`` cache lines of each weight row from column ``START`` on into the L2 cache.
+
+    Called before the wait, so that memory is busy while the kernel before us comes to its end.
+    """
+    LINE: tl.constexpr = 128 // ITEM
+    line = START + tl.arange(0, COUNT) * LINE
+    inside = ok[:, None] & (line < K)[None, :]
+    at = tl.where(inside, rows[:, None] * K + line[None, :], 0)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
+        "=r,l",
+        [w_ptr + at],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -37,6 +68,103 @@ def _weights(w_ptr, rows, ok, cols, K: tl.constexpr, EVEN: tl.constexpr):
         return tl.load(at, mask=ok[:, None], other=0.0, eviction_policy="evict_first")
     inside = ok[:, None] & (cols < K)[None, :]
     return tl.load(at, mask=inside, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _dot_products(
+    x_ptr,
+    norm_ptr,
+    w_ptr,
+    low,
+    high,
+    ok,
+    W,
+    K: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    WP: tl.constexpr,
+    NORM: tl.constexpr,
+    PAIRED: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """``products`` by tensor cores: rows padded to WP."""
+    cols = tl.arange(0, BK)
+    EVEN: tl.constexpr = K % BK == 0
+    wait_for_predecessor(PDL)
+    ws = tl.arange(0, WP)
+    sums_low = tl.zeros([BN, WP], dtype=tl.float32)
+    sums_high = tl.zeros([BN, WP], dtype=tl.float32)
+    squares = tl.zeros([WP], dtype=tl.float32)
+    for k in range(0, K, BK):
+        here = k + cols
+        inside = (ws < W)[None, :] & (here < K)[:, None]
+        x = tl.load(x_ptr + ws[None, :] * K + here[:, None], mask=inside, other=0.0)
+        if NORM:
+            wide = x.to(tl.float32)
+            squares += tl.sum(wide * wide, axis=0)
+            gain = tl.load(norm_ptr + here, mask=here < K, other=0.0).to(tl.float32)
+            x = (wide * gain[:, None]).to(x.dtype)
+        tile = _weights(w_ptr, low, ok, here, K, EVEN)
+        sums_low = tl.dot(tile, x, sums_low, input_precision="ieee")
+        if PAIRED:
+            tile = _weights(w_ptr, high, ok, here, K, EVEN)
+            sums_high = tl.dot(tile, x, sums_high, input_precision="ieee")
+    return sums_low, sums_high, squares
+
+
+@triton.jit
+def _row_products(
+    x_ptr,
+    norm_ptr,
+    w_ptr,
+    low,
+    high,
+    ok,
+    K: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    NORM: tl.constexpr,
+    PAIRED: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """``products`` for one row, by plain multiply-adds in float32; WP is 1."""
+    cols = tl.arange(0, BK)
+    EVEN: tl.constexpr = K % BK == 0
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    next_low = _weights(w_ptr, low, ok, cols, K, EVEN)
+    next_high = next_low
+    if PAIRED:
+        next_high = _weights(w_ptr, high, ok, cols, K, EVEN)
+    if PDL:
+        if K > BK:
+            fetch_ahead(w_ptr, low, ok, K, BK, 32, 2)
+            if PAIRED:
+                fetch_ahead(w_ptr, high, ok, K, BK, 32, 2)
+        tl.extra.cuda.gdc_wait()
+    wide_low = tl.zeros([BN, BK], dtype=tl.float32)
+    wide_high = tl.zeros([BN, BK], dtype=tl.float32)
+    wide_squares = tl.zeros([BK], dtype=tl.float32)
+    for k in range(0, K, BK):
+        here = k + cols
+        tile_low, tile_high = next_low, next_high
+        if k + BK < K:
+            next_low = _weights(w_ptr, low, ok, here + BK, K, EVEN)
+            if PAIRED:
+                next_high = _weights(w_ptr, high, ok, here + BK, K, EVEN)
+        x = tl.load(x_ptr + here, mask=here < K, other=0.0).to(tl.float32)
+        if NORM:
+            wide_squares += x * x
+            x = x * tl.load(norm_ptr + here, mask=here < K, other=0.0).to(tl.float32)
+        wide_low += tile_low.to(tl.float32) * x[None, :]
+        if PAIRED:
+            wide_high += tile_high.to(tl.float32) * x[None, :]
+    sums_low = tl.sum(wide_low, axis=1)[:, None]
+    sums_high = sums_low
+    if PAIRED:
+        sums_high = tl.sum(wide_high, axis=1)[:, None]
+    squares = tl.sum(wide_squares, axis=0) + tl.zeros([1], dtype=tl.float32)
+    return sums_low, sums_high, squares
 
 
 @triton.jit
@@ -61,57 +189,15 @@ def products(
 
     ``norm_ptr`` [K]: weight of a root-mean-square norm whose factor the caller applies.
     """
-    cols = tl.arange(0, BK)
-    EVEN: tl.constexpr = K % BK == 0
     if DOT:
-        wait_for_predecessor(PDL)
-        ws = tl.arange(0, WP)
-        sums_low = tl.zeros([BN, WP], dtype=tl.float32)
-        sums_high = tl.zeros([BN, WP], dtype=tl.float32)
-        squares = tl.zeros([WP], dtype=tl.float32)
-        for k in range(0, K, BK):
-            here = k + cols
-            inside = (ws < W)[None, :] & (here < K)[:, None]
-            x = tl.load(x_ptr + ws[None, :] * K + here[:, None], mask=inside, other=0.0)
-            if NORM:
-                wide = x.to(tl.float32)
-                squares += tl.sum(wide * wide, axis=0)
-                gain = tl.load(norm_ptr + here, mask=here < K, other=0.0).to(tl.float32)
-                x = (wide * gain[:, None]).to(x.dtype)
-            tile = _weights(w_ptr, low, ok, here, K, EVEN)
-            sums_low = tl.dot(tile, x, sums_low, input_precision="ieee")
-            if PAIRED:
-                tile = _weights(w_ptr, high, ok, here, K, EVEN)
-                sums_high = tl.dot(tile, x, sums_high, input_precision="ieee")
-        return sums_low, sums_high, squares
-    next_low = _weights(w_ptr, low, ok, cols, K, EVEN)
-    next_high = next_low
-    if PAIRED:
-        next_high = _weights(w_ptr, high, ok, cols, K, EVEN)
-    wait_for_predecessor(PDL)
-    wide_low = tl.zeros([BN, BK], dtype=tl.float32)
-    wide_high = tl.zeros([BN, BK], dtype=tl.float32)
-    wide_squares = tl.zeros([BK], dtype=tl.float32)
-    for k in range(0, K, BK):
-        here = k + cols
-        tile_low, tile_high = next_low, next_high
-        if k + BK < K:
-            next_low = _weights(w_ptr, low, ok, here + BK, K, EVEN)
-            if PAIRED:
-                next_high = _weights(w_ptr, high, ok, here + BK, K, EVEN)
-        x = tl.load(x_ptr + here, mask=here < K, other=0.0).to(tl.float32)
-        if NORM:
-            wide_squares += x * x
-            x = x * tl.load(norm_ptr + here, mask=here < K, other=0.0).to(tl.float32)
-        wide_low += tile_low.to(tl.float32) * x[None, :]
-        if PAIRED:
-            wide_high += tile_high.to(tl.float32) * x[None, :]
-    sums_low = tl.sum(wide_low, axis=1)[:, None]
-    sums_high = sums_low
-    if PAIRED:
-        sums_high = tl.sum(wide_high, axis=1)[:, None]
-    squares = tl.sum(wide_squares, axis=0) + tl.zeros([1], dtype=tl.float32)
-    return sums_low, sums_high, squares
+        a, b, squares = _dot_products(
+            x_ptr, norm_ptr, w_ptr, low, high, ok, W, K, BN, BK, WP, NORM, PAIRED, PDL
+        )
+    else:
+        a, b, squares = _row_products(
+            x_ptr, norm_ptr, w_ptr, low, high, ok, K, BN, BK, NORM, PAIRED, PDL
+        )
+    return a, b, squares
 
 
 @triton.jit

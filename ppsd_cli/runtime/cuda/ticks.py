@@ -122,7 +122,7 @@ class Pod:
             BH=power_of_two(self._hidden),
             BLOCK=_block(votes.tiles),
             CLOCK=self._launcher.clock,
-            **self._launcher.flags(Tile(0, 0, 4), head=True),
+            **self._launcher.flags(Tile(0, 0, 8), head=True),
         )
 
     def _entry(self, sampling: Sampling, *, drafts: bool) -> None:
@@ -149,7 +149,7 @@ class Pod:
             HEAD=drafts,
             MAPPED=drafts and ids is not None,
             CLOCK=self._launcher.clock,
-            **self._launcher.flags(Tile(0, 0, 4), head=False),
+            **self._launcher.flags(Tile(0, 0, 8), head=False),
         )
 
     def head_logits(self) -> Tensor:
@@ -163,4 +163,4 @@ def _inside(stage: Stage, depth: int) -> bool:
 
 
 def _block(tiles: int) -> int:
-    return min(1024, power_of_two(tiles))
+    return min(8192, power_of_two(tiles))

@@ -36,7 +36,12 @@ def choose_tile(inner: int, outer: int, *, width: int, paired: bool, narrow: boo
         return Tile(16 if outer < 8192 else 32, 64 if inner < 2048 else 128, 4, True, 4)
     if not narrow:
         return Tile(16, min(power_of_two(inner), 256), 4)
+    if inner <= 1024:
+        return Tile(8 if paired and outer >= 1024 else 4, power_of_two(inner), 4)
     if inner <= 2048:
-        columns = power_of_two(inner)
-        return Tile(2 if paired or columns > 1024 else 4, columns, 4)
-    return Tile(2 if paired else 4, 1024, 4)
+        return Tile(4, power_of_two(inner), 8)
+    if paired:
+        return Tile(4, 512, 8) if outer >= 8192 else Tile(2, 512, 4)
+    if outer >= 65536:
+        return Tile(8, 1024, 4)
+    return Tile(4, 512, 4) if inner > 8192 else Tile(4, 2048, 8)
