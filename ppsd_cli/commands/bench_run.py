@@ -23,7 +23,7 @@ from ppsd_cli.files import make_folder
 from ppsd_cli.runtime.torchrun import is_torchrun
 from ppsd_cli.tasks.bench.baseline import check_same, check_settings, read_baseline
 from ppsd_cli.tasks.bench.catalog import list_tasks
-from ppsd_cli.tasks.bench.contenders import Probe, Stable
+from ppsd_cli.tasks.bench.contenders import Stable
 from ppsd_cli.tasks.bench.export import SCHEMA_VERSION
 from ppsd_cli.tasks.bench.gates import parse_gate
 from ppsd_cli.tasks.bench.journal import Journal, check_journal, read_journal
@@ -31,10 +31,11 @@ from ppsd_cli.tasks.bench.measure import Measurement
 from ppsd_cli.tasks.bench.pool import Pool
 from ppsd_cli.tasks.bench.report import Demands, judge, make_rows
 from ppsd_cli.tasks.bench.talk import user
+from ppsd_cli.tasks.bench.trials import Probe
 from ppsd_cli.ui.bench_live import LiveTable
 from ppsd_cli.ui.bench_table import task_list
 
-_PROBE_PROMPTS = 2
+_PROBE_PROMPTS = 3
 Say = Callable[[str], None]
 
 
@@ -78,7 +79,7 @@ def _run(choice: ModelChoice, flags: Settings, options: BenchOptions, say: Say) 
     for note in notes:
         say(note)
     with contextlib.closing(Pool(Path(setup.plan.files.folder))) as pool:
-        stable = Stable(setup.shapes, pool)
+        stable = Stable(setup.shapes, pool, say)
         journal = earlier or _new_journal(setup, options, stable, notes, say)
         measured = _measure(setup, journal, stable, options)
         report = _report(setup, journal, stable, measured, notes)
@@ -131,7 +132,7 @@ def _new_journal(
     setup: Setup, options: BenchOptions, stable: Stable, notes: list[str], say: Say
 ) -> Journal:
     """Decide by short trials what was left open, and begin a journal with it."""
-    say("loading, and short trials of what was left open (thread counts, draft lengths)")
+    say("loading, and trying what was left open")
     prompts = [
         setup.talk.encode([user(each.question.turns[0])])
         for each in setup.course.asked[:_PROBE_PROMPTS]

@@ -4,14 +4,13 @@
 apart, so that a resumed run takes part with the settings that were decided when it began.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from statistics import median
 
 import torch
 
 from ppsd_cli.bench_records import Contender
-from ppsd_cli.core.schedule import Limits
-from ppsd_cli.errors import AssetError, ConfigError, ResourceError
+from ppsd_cli.errors import AssetError, ConfigError, PpsdError, ResourceError
 from ppsd_cli.tasks.bench.decoders import Decoder, EngineDecoder
 from ppsd_cli.tasks.bench.forced import (
     DRAFT_LENGTHS,
@@ -19,12 +18,12 @@ from ppsd_cli.tasks.bench.forced import (
     burst_speedup,
     chain_speedup,
 )
-from ppsd_cli.tasks.bench.pool import Loaded, Pool, Shape, settle
+from ppsd_cli.tasks.bench.pool import Loaded, Pool, Shape
 from ppsd_cli.tasks.bench.reference import TransformersDecoder, refusal
+from ppsd_cli.tasks.bench.trials import Probe, outcome, trial
 
 DECODERS = ("ar", "ppsd", "naive-split", "eesd", "hf", "hf-early-exit")
 FORCED = ("ppsd", "eesd")
-_PROBE_TOKENS, _PROBE_ROUNDS = 32, 2
 _PREFERRED_THREADS_LOSE = 0.97
 """The pipeline's own thread count is kept unless another is faster by more than 3%: with equal
 counts plain decoding and the pipeline are equal bit by bit."""
@@ -57,14 +56,6 @@ class Shapes:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
-    """What short trials answer: a few prompts, and the limits of the run."""
-
-    prompts: tuple[tuple[int, ...], ...]
-    limits: Limits
-
-
-@dataclass(frozen=True, slots=True)
 class Rival:
     """A contender ready to answer. ``plain`` decodes without drafts on the same engine."""
 
@@ -86,8 +77,9 @@ class Decision:
 class Stable:
     """All contenders of a run and what they run on."""
 
-    def __init__(self, shapes: Shapes, pool: Pool) -> None:
-        self._shapes, self._pool = shapes, pool
+    def __init__(self, shapes: Shapes, pool: Pool, tell: Callable[[str], None]) -> None:
+        """``tell`` gets a line for each trial and its outcome."""
+        self._shapes, self._pool, self._tell = shapes, pool, tell
 
     def open(self, contender: Contender) -> Rival:
         """Load what a contender needs."""
@@ -139,11 +131,12 @@ class Stable:
             if name in ("ppsd", "naive-split"):
                 decision.contenders.append(self._chain(name))
             elif name == "eesd":
-                decision.contenders += self._decide_bursts(wish, probe)
+                self._decide_bursts(wish, probe, decision)
             elif name in ("hf", "hf-early-exit"):
                 self._decide_transformers(name, probe, decision)
+        bursts = any(each.decoder == "eesd" for each in decision.contenders)
         for acceptance in wish.acceptance:
-            decision.contenders += self._forced(wish, acceptance)
+            decision.contenders += self._forced(acceptance, wish.draft_length, bursts=bursts)
         return decision
 
     def _decide_plain(self, probe: Probe, decision: Decision) -> Contender:
@@ -176,16 +169,26 @@ class Stable:
         contender = _contender(name, name, self._shapes.chain, exact=True)
         return contender if name == "ppsd" else replace(contender, head=None)
 
-    def _decide_bursts(self, wish: Wish, probe: Probe) -> list[Contender]:
+    def _decide_bursts(self, wish: Wish, probe: Probe, decision: Decision) -> None:
         """EESD with each head, at the best of the draft lengths."""
-        found = []
-        for index, shape in enumerate(self._shapes.bursts):
-            suffix = f" {shape.head}" if index else ""
-            length = wish.draft_length or DRAFT_LENGTHS[1]
-            tried = _contender("eesd", "eesd", shape, exact=False)
-            tried = self._best_threads(replace(tried, draft_length=length), probe)
-            lengths = (wish.draft_length,) if wish.draft_length else DRAFT_LENGTHS
+        try:
+            decision.contenders += self._best_bursts(wish, probe)
+        except PpsdError as error:
+            decision.skipped.append(("eesd", str(error)))
+
+    def _best_bursts(self, wish: Wish, probe: Probe) -> list[Contender]:
+        found: list[Contender] = []
+        lengths = (wish.draft_length,) if wish.draft_length else DRAFT_LENGTHS
+        for shape in self._shapes.bursts:
+            tried = replace(_contender("eesd", "eesd", shape, exact=False), draft_length=lengths[0])
+            if found:
+                tried = replace(tried, threads=found[0].threads)
+            else:
+                first = self.open(tried).decoder
+                first.answer(probe.prompts[0], replace(probe.limits, max_new_tokens=4))
+                tried = self._best_threads(tried, probe)
             best = self._best([replace(tried, draft_length=k) for k in lengths], probe)
+            suffix = f" {shape.head}" if found else ""
             found.append(replace(best, name=f"eesd-{best.draft_length}{suffix}"))
         return found
 
@@ -206,15 +209,17 @@ class Stable:
         else:
             decision.contenders.append(self._best_threads(contender, probe))
 
-    def _forced(self, wish: Wish, acceptance: float) -> list[Contender]:
-        """PPSD, and EESD where it was asked for, with drafts of that quality."""
+    def _forced(
+        self, acceptance: float, draft_length: int | None, *, bursts: bool
+    ) -> list[Contender]:
+        """PPSD, and EESD where it takes part, with drafts of that quality."""
         tag = f"@{acceptance:g}"
         chain = self._chain("ppsd")
         found = [replace(chain, name=f"ppsd{tag}", acceptance=acceptance)]
-        if "eesd" in wish.decoders:
+        if bursts:
             shape = self._shapes.bursts[0]
             exit_layer = shape.config.split[0]
-            length = wish.draft_length or best_draft_length(
+            length = draft_length or best_draft_length(
                 acceptance, exit_layer=exit_layer, layers=self._shapes.layers
             )
             burst = _contender(f"eesd-{length}{tag}", "eesd", shape, exact=False)
@@ -229,25 +234,12 @@ class Stable:
 
     def _best(self, tried: list[Contender], probe: Probe, *, first_wins: float = 1.0) -> Contender:
         """The fastest by a short trial; the first if it has ``first_wins`` of the best's speed."""
-        rivals = [self.open(contender) for contender in tried]
-        if len(rivals) == 1:
+        if len(tried) == 1:
             return tried[0]
-        speeds: list[list[float]] = [[] for _ in rivals]
-        limits = replace(
-            probe.limits, max_new_tokens=min(_PROBE_TOKENS, probe.limits.max_new_tokens)
-        )
-        for rival in rivals:
-            rival.decoder.answer(probe.prompts[0], replace(limits, max_new_tokens=4))
-        for _ in range(_PROBE_ROUNDS):
-            for prompt in probe.prompts:
-                for rival, found in zip(rivals, speeds, strict=True):
-                    settle()
-                    answer = rival.decoder.answer(prompt, limits)
-                    later = len(answer.token_ids) - answer.first_tokens
-                    if later > 0 and answer.decode_seconds > 0:
-                        found.append(later / answer.decode_seconds)
-        rates = [median(found) if found else 0.0 for found in speeds]
-        return tried[0 if rates[0] >= first_wins * max(rates) else rates.index(max(rates))]
+        rates = trial([self.open(contender).decoder for contender in tried], probe)
+        best = 0 if rates[0] >= first_wins * max(rates) else rates.index(max(rates))
+        self._tell(outcome(tried, rates, best))
+        return tried[best]
 
     def _open_transformers(self, contender: Contender) -> Rival:
         config = self._shapes.plain.config
