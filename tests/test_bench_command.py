@@ -15,6 +15,8 @@ from cli_model import LAYERS, Ppsd, save_cli_model
 
 import ppsd_cli
 from ppsd_cli.assets import resolve_model
+from ppsd_cli.commands import bench_setup
+from ppsd_cli.errors import StageError
 from ppsd_cli.model.head_files import HeadInfo, write_head
 from ppsd_cli.model.heads import DeepWeights, HeadWeights, Tap
 from ppsd_cli.model.load import Loader
@@ -23,7 +25,7 @@ from ppsd_cli.model.stage import Output
 from ppsd_cli.model.weights import Checkpoint
 from ppsd_cli.runtime import front, worker
 from ppsd_cli.runtime.engine import open_engine
-from ppsd_cli.tasks.bench import decoders, pool
+from ppsd_cli.tasks.bench import decoders, measure, pool
 from ppsd_cli.tasks.bench.journal import Journal
 from ppsd_cli.tasks.bench.reference import TransformersDecoder
 
@@ -292,6 +294,30 @@ def test_another_decoder_may_differ_by_rounding_only(bench, monkeypatch):
             assert found["logit_gap"] > found["tolerance"] > 0
 
 
+@pytest.mark.parametrize(("tolerance", "code"), [(1e-3, 6), (1e3, 0)])
+def test_another_thread_count_is_judged_by_rounding(bench, monkeypatch, tolerance, code):
+    """One thread rounds so that a token changes, in plain decoding over the pipeline too."""
+    right = worker.StageWorker._targets
+
+    def targets(self, hidden, position):
+        (token,), logits = right(self, hidden, position)
+        here = torch.get_num_threads() == 1 and position == self._request.prompt_tokens + 4
+        return (token + 1 if here else token,), logits
+
+    monkeypatch.setattr(worker.StageWorker, "_targets", targets)
+    monkeypatch.setattr(bench_setup, "_thread_counts", lambda *_: (2,))
+    monkeypatch.setitem(measure.RELATIVE_TOLERANCE, "float32", tolerance)
+    try:
+        result = bench.bench("--json")
+    finally:
+        torch.set_num_threads(1)
+    assert result.code == code, result.err
+    data = json.loads(result.out)
+    assert data["settings"]["ar_threads"] == "2"
+    found = [s["difference"] for s in data["samples"] if s["contender"] == "ppsd"]
+    assert all(each["same_threads_equal"] for each in found)
+
+
 class Clock:
     """A clock that every reading moves on, a bit unevenly; ``wait`` moves it too."""
 
@@ -396,6 +422,24 @@ def test_an_interrupted_run_without_a_journal_has_one_nevertheless(bench, monkey
     assert f"--resume {journal}" in result.err
     assert "ppsd" in result.out
     assert bench.bench("--resume", str(journal)).code == 0
+
+
+def test_a_stage_that_fails_ends_the_run_but_keeps_its_answers(bench, monkeypatch, tmp_path):
+    journal, right = tmp_path / "journal.jsonl", Journal.add
+
+    def add(self, sample):
+        right(self, sample)
+        if len(self.samples) == 3:
+            raise StageError("stage 1 was killed by signal 9")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", add)
+        result = bench.bench("--json", "--resume", str(journal))
+    assert result.code == 5
+    assert "stage 1 was killed" in result.err
+    assert f"--resume {journal}" in result.err
+    assert json.loads(result.out)["incomplete"]
+    assert len(bench.data("--resume", str(journal))["samples"]) == 2 * ANSWERS
 
 
 def test_a_finished_run_leaves_no_journal_behind(bench, tmp_path):

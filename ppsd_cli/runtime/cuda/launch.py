@@ -17,8 +17,6 @@ from ppsd_cli.runtime.cuda.control import gather_kernel
 from ppsd_cli.runtime.cuda.linear import linear_kernel, qkv_kernel
 from ppsd_cli.runtime.cuda.tiles import ROWS, Tile, choose_tile, power_of_two
 
-SPLIT = 128
-
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
@@ -28,12 +26,15 @@ class Launcher:
     """
 
     clock: bool
-    chained: bool
+    chained: int
     splits: int = 32
+    attention: tuple[int, int, int] = (64, 128, 4)
+    attention_chain: int = 1
+    ahead: int = 0
 
     def flags(self, tile: Tile, *, head: bool) -> dict[str, Any]:
         """Compile-time and launch settings; ``head``: the first kernel of a branch waits plainly."""
-        pdl = self.chained and not head
+        pdl = 0 if head else self.chained
         return {
             "PDL": pdl,
             "num_warps": tile.warps,
@@ -138,6 +139,7 @@ def linear(
         STAMP=stamp is not None and launcher.clock,
         STAMPS=1 if stamp is None else stamp.stamps.shape[1],
         DOT=tile.dot,
+        AHEAD=launcher.ahead if residual is not None and not gated else 0,
         **launcher.flags(tile, head=head),
     )
 
@@ -230,13 +232,14 @@ def attend(
         M=shape.kv_heads,
         D=shape.head_dim,
         R=rows,
-        BT=64,
-        SPLIT=SPLIT,
+        BT=launcher.attention[0],
+        SPLIT=launcher.attention[1],
         MAX_SPLITS=launcher.splits,
         WINDOW=window or 0,
         LAG=near.lags if near else 0,
         SCALE=shape.head_dim**-0.5,
-        **launcher.flags(Tile(0, 0, 4, stages=2), head=False),
+        **launcher.flags(Tile(0, 0, launcher.attention[2], stages=2), head=False)
+        | ({"PDL": launcher.attention_chain} if launcher.chained else {}),
     )
 
 

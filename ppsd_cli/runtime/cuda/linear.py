@@ -20,9 +20,12 @@ def wait_for_predecessor(PDL: tl.constexpr):
 
     The kernel after us may start at once: it waits here too, with its first weights on their way.
     """
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
+    if PDL > 0:
+        if PDL == 3:
+            tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+        if PDL == 1:
+            tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
@@ -126,22 +129,20 @@ def _row_products(
     NORM: tl.constexpr,
     PAIRED: tl.constexpr,
     PDL: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """``products`` for one row, by plain multiply-adds in float32; WP is 1."""
     cols = tl.arange(0, BK)
     EVEN: tl.constexpr = K % BK == 0
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
     next_low = _weights(w_ptr, low, ok, cols, K, EVEN)
     next_high = next_low
     if PAIRED:
         next_high = _weights(w_ptr, high, ok, cols, K, EVEN)
-    if PDL:
-        if K > BK:
-            fetch_ahead(w_ptr, low, ok, K, BK, 32, 2)
-            if PAIRED:
-                fetch_ahead(w_ptr, high, ok, K, BK, 32, 2)
-        tl.extra.cuda.gdc_wait()
+    if PDL > 0:
+        if AHEAD > 0:
+            if K > BK:
+                fetch_ahead(w_ptr, low, ok, K, BK, AHEAD, 2)
+    wait_for_predecessor(PDL)
     wide_low = tl.zeros([BN, BK], dtype=tl.float32)
     wide_high = tl.zeros([BN, BK], dtype=tl.float32)
     wide_squares = tl.zeros([BK], dtype=tl.float32)
@@ -159,6 +160,8 @@ def _row_products(
         wide_low += tile_low.to(tl.float32) * x[None, :]
         if PAIRED:
             wide_high += tile_high.to(tl.float32) * x[None, :]
+    if PDL == 2:
+        tl.extra.cuda.gdc_launch_dependents()
     sums_low = tl.sum(wide_low, axis=1)[:, None]
     sums_high = sums_low
     if PAIRED:
@@ -184,6 +187,7 @@ def products(
     PAIRED: tl.constexpr,
     DOT: tl.constexpr,
     PDL: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """Sums [BN, WP] of weight rows ``low`` and ``high`` with x [W, K], and squares [WP] of x.
 
@@ -195,7 +199,7 @@ def products(
         )
     else:
         a, b, squares = _row_products(
-            x_ptr, norm_ptr, w_ptr, low, high, ok, K, BN, BK, NORM, PAIRED, PDL
+            x_ptr, norm_ptr, w_ptr, low, high, ok, K, BN, BK, NORM, PAIRED, PDL, AHEAD
         )
     return a, b, squares
 
@@ -225,6 +229,7 @@ def linear_kernel(
     STAMPS: tl.constexpr,
     DOT: tl.constexpr,
     PDL: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """out [W, O] = residual + f(norm(x) [W, K] @ weight.T + bias).
 
@@ -234,7 +239,7 @@ def linear_kernel(
     rows = tl.program_id(0) * BN + tl.arange(0, BN)
     ok = rows < O
     low, high, squares = products(
-        x_ptr, norm_ptr, w_ptr, rows, rows + O, ok, W, K, BN, BK, WP, NORM, GATED, DOT, PDL
+        x_ptr, norm_ptr, w_ptr, rows, rows + O, ok, W, K, BN, BK, WP, NORM, GATED, DOT, PDL, AHEAD
     )
     ws = tl.arange(0, WP)
     if NORM:
@@ -314,6 +319,7 @@ def qkv_kernel(
         True,
         DOT,
         PDL,
+        0,
     )
     factor = tl.rsqrt(squares / K + eps)[None, :]
     low = low * factor

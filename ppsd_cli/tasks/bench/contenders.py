@@ -188,7 +188,7 @@ class Stable:
                 first.answer(probe.prompts[0], replace(probe.limits, max_new_tokens=4))
                 tried = self._best_threads(tried, probe)
             best = self._best([replace(tried, draft_length=k) for k in lengths], probe)
-            suffix = f" {shape.head}" if found else ""
+            suffix = " block" if found else ""
             found.append(replace(best, name=f"eesd-{best.draft_length}{suffix}"))
         return found
 
