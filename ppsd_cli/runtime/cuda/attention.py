@@ -2,7 +2,7 @@
 
 Program (m, s) reads split ``s`` of key/value head ``m`` once for all its query rows. The size of a
 split depends on the position alone (SPLIT slots, doubled until at most MAX_SPLITS are needed), so
-a row's rounding does not depend on the cache's capacity. The program that finishes last joins the
+a row's rounding does not depend on the cache's capacity, which only bounds the programs (SPLITS). The program that finishes last joins the
 splits in their order and leaves the counter at zero for the next launch.
 
 Shapes: W rows, G = N / M query heads in a group, R padded W * G rows, D head size, S slots.
@@ -11,7 +11,7 @@ Shapes: W rows, G = N / M query heads in a group, R padded W * G rows, D head si
 import triton
 import triton.language as tl
 
-from ppsd_cli.runtime.cuda.linear import wait_for_predecessor
+from ppsd_cli.runtime.cuda.linear import shifted, shifted_plainly, wait_for_predecessor
 
 
 @triton.jit
@@ -42,6 +42,7 @@ def attend_kernel(
     part_total_ptr,
     count_ptr,
     out_ptr,
+    table_ptr,
     W: tl.constexpr,
     head_stride,
     N: tl.constexpr,
@@ -51,9 +52,11 @@ def attend_kernel(
     BT: tl.constexpr,
     SPLIT: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
+    SPLITS: tl.constexpr,
     WINDOW: tl.constexpr,
     LAG: tl.constexpr,
     SCALE: tl.constexpr,
+    GROUPED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """out [W, N * D] of queries [W, N, D]; a row at position p sees slots up to p - LAG.
@@ -61,7 +64,18 @@ def attend_kernel(
     ``place_ptr`` [W, 2]: positions (and slots) of the rows, ascending. ``WINDOW``: a row sees
     itself and WINDOW - 1 slots before it (0: all). ``LAG`` > 0 adds the LAG ``near`` keys and
     values [M, LAG, D] of one row at lags 0 to LAG - 1 (those before position 0 are hidden).
+    ``GROUPED``: as in ``linear_kernel``, with ``table_ptr`` [members, 9]; without near keys.
     """
+    if GROUPED:
+        q_ptr = shifted(q_ptr, table_ptr, 9, 0)
+        keys_ptr = shifted(keys_ptr, table_ptr, 9, 1)
+        values_ptr = shifted(values_ptr, table_ptr, 9, 2)
+        place_ptr = shifted_plainly(place_ptr, table_ptr, 9, 3)
+        part_ptr = shifted(part_ptr, table_ptr, 9, 4)
+        part_top_ptr = shifted_plainly(part_top_ptr, table_ptr, 9, 5)
+        part_total_ptr = shifted_plainly(part_total_ptr, table_ptr, 9, 6)
+        count_ptr = shifted_plainly(count_ptr, table_ptr, 9, 7)
+        out_ptr = shifted(out_ptr, table_ptr, 9, 8)
     G: tl.constexpr = N // M
     m = tl.program_id(0)
     s = tl.program_id(1)
@@ -110,7 +124,7 @@ def attend_kernel(
             result = out / total[:, None]
             tl.store(out_ptr + at, result.to(out_ptr.dtype.element_ty), mask=live[:, None])
         else:
-            part = (m * MAX_SPLITS + s) * R + r
+            part = (m * SPLITS + s) * R + r
             tl.store(part_top_ptr + part, top)
             tl.store(part_total_ptr + part, total)
             tl.store(part_ptr + part[:, None] * D + d[None, :], out)
@@ -118,8 +132,8 @@ def attend_kernel(
             done = tl.atomic_add(count_ptr + m, 1, sem="acq_rel", scope="gpu")
             if done == splits - 1:
                 tl.debug_barrier()
-                all_s = tl.arange(0, MAX_SPLITS)
-                every = (m * MAX_SPLITS + all_s)[:, None] * R + r[None, :]
+                all_s = tl.arange(0, SPLITS)
+                every = (m * SPLITS + all_s)[:, None] * R + r[None, :]
                 there = (all_s < splits)[:, None]
                 tops = tl.load(
                     part_top_ptr + every, mask=there, other=float("-inf"), cache_modifier=".cg"
@@ -128,7 +142,7 @@ def attend_kernel(
                 out = tl.zeros([R, D], dtype=tl.float32)
                 total = tl.zeros([R], dtype=tl.float32)
                 for i in range(splits):
-                    part = (m * MAX_SPLITS + i) * R + r
+                    part = (m * SPLITS + i) * R + r
                     share = tl.exp(tl.load(part_top_ptr + part, cache_modifier=".cg") - best)
                     total += share * tl.load(part_total_ptr + part, cache_modifier=".cg")
                     piece = tl.load(

@@ -31,8 +31,8 @@ def graph_runner(stages: list[Stage], head: DraftHead | None) -> GraphRunner:
     if cuda:
         torch.cuda.set_device(device)
     chained = cuda and torch.cuda.get_device_capability(device) >= (9, 0)
-    launcher = Launcher(clock=cuda, chained=int(chained), splits=32 if cuda else 2)
-    recorder = Recorder(device, branches=len(stages)) if cuda else Immediate()
+    launcher = Launcher(clock=cuda, chained=chained, slots=stages[0].slots)
+    recorder = Recorder(device, branches=2) if cuda else Immediate()
     clock = DeviceClock.measure(device) if cuda else DeviceClock(None)
     with torch.inference_mode():
         pod = Pod(launcher, stages, head)

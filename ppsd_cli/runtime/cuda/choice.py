@@ -91,7 +91,7 @@ def output_kernel(
     columns = tl.program_id(0) * BN + tl.arange(0, BN)
     ok = columns < V
     sums, _, squares = products(
-        x_ptr, norm_ptr, w_ptr, columns, columns, ok, W, K, BN, BK, WP, True, False, DOT, PDL, 0
+        x_ptr, norm_ptr, w_ptr, columns, columns, ok, W, K, BN, BK, WP, True, False, DOT, PDL
     )
     logits = sums * tl.rsqrt(squares / K + eps)[None, :]
     ws = tl.arange(0, WP)

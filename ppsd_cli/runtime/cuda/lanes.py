@@ -3,6 +3,7 @@
 Shapes: W rows, H hidden, N query heads, D head size, F intermediate, K taps, L = K - 1.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +17,18 @@ from ppsd_cli.model.layers import LayerWeights, Shape
 from ppsd_cli.model.stage import Output, Stage
 from ppsd_cli.runtime.cuda import launch
 from ppsd_cli.runtime.cuda.choice import vote_kernel
-from ppsd_cli.runtime.cuda.launch import Attention, Launcher, Near, Noise, Stamp, Votes, rows_of
+from ppsd_cli.runtime.cuda.launch import (
+    Attend,
+    Launcher,
+    Linear,
+    Near,
+    Noise,
+    Qkv,
+    Scores,
+    Stamp,
+    Votes,
+    rows_of,
+)
 from ppsd_cli.runtime.cuda.tiles import ROWS, Tile
 
 _VOTE_TILE = 512
@@ -30,7 +42,7 @@ class Scratch:
     attended: Tensor
     work: Tensor
     middle: Tensor
-    attention: Attention
+    scores: Scores
 
     @classmethod
     def of(
@@ -48,7 +60,7 @@ class Scratch:
             room(width, n * d),
             room(width, hidden),
             room(width, middle),
-            Attention.of(shape, width=width, splits=launcher.splits, device=source.device),
+            Scores.of(shape, width=width, splits=launcher.splits, device=source.device),
         )
 
 
@@ -94,7 +106,14 @@ class Chooser:
         return self._cut_votes if is_cut(sampling) else self._votes
 
     def run(
-        self, x: Tensor, place: Tensor, sampling: Sampling, noise: Noise, stamp: Stamp | None
+        self,
+        x: Tensor,
+        place: Tensor,
+        sampling: Sampling,
+        noise: Noise,
+        *,
+        stamp: Stamp | None = None,
+        first: bool = False,
     ) -> None:
         """Votes for the token after each row of x [W, H]."""
         cut = is_cut(sampling)
@@ -110,6 +129,7 @@ class Chooser:
             noise=noise if sampling.temperature > 0 and not cut else None,
             token_ids=self.token_ids,
             stamp=stamp,
+            first=first,
         )
         if cut:
             self._vote(restrict(self.logits / noise.temperature, sampling), place, noise)
@@ -129,7 +149,7 @@ class Chooser:
             BN=_VOTE_TILE,
             WP=1 if width == 1 else ROWS,
             MAPPED=ids is not None,
-            **self._launcher.flags(Tile(0, 0, 4), head=True),
+            **self._launcher.flags(Tile(0, 0, 4), first=True),
         )
 
 
@@ -139,82 +159,114 @@ def is_cut(sampling: Sampling) -> bool:
     return drawn and (sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0)
 
 
-def run_block(
+@dataclass(frozen=True, slots=True)
+class BlockCall:
+    """One decoder layer for rows x [W, H] into out [W, H], which may be ``scratch.work``."""
+
+    block: Block
+    x: Tensor
+    out: Tensor
+    cache: LayerCache
+    place: Tensor
+    scratch: Scratch
+    stamp: Stamp | None = None
+
+
+def run_blocks(
     launcher: Launcher,
-    block: Block,
-    x: Tensor,
-    out: Tensor,
-    *,
-    cache: LayerCache,
+    calls: Sequence[BlockCall],
     shape: Shape,
     tables: tuple[Tensor, Tensor],
-    place: Tensor,
-    scratch: Scratch,
-    head: bool = False,
-    stamp: Stamp | None = None,
+    *,
+    first: bool = False,
 ) -> None:
-    """One decoder layer of x [W, H] into out [W, H], which may be ``scratch.work``."""
-    w = block.weights
+    """The same layer of several stages in one go. ``first``: see ``Launcher.flags``."""
     launch.qkv(
         launcher,
-        x,
-        w,
-        block.qkv,
-        norm=w.input_norm,
-        bias=w.qkv_bias,
+        [
+            Qkv(
+                c.x,
+                c.block.qkv,
+                c.block.weights.input_norm,
+                c.place,
+                c.scratch.q,
+                c.cache.keys,
+                c.cache.values,
+                c.block.weights.qkv_bias,
+                c.block.weights.q_norm,
+                c.block.weights.k_norm,
+            )
+            for c in calls
+        ],
         shape=shape,
         tables=tables,
-        place=place,
-        q=scratch.q,
-        keys=cache.keys,
-        values=cache.values,
-        head=head,
+        first=first,
     )
-    launch.attend(
-        launcher,
-        scratch.q,
-        cache,
-        scratch.attended,
-        shape=shape,
-        place=place,
-        scratch=scratch.attention,
-        window=block.window,
-    )
-    finish_block(launcher, block, x, out, scratch=scratch, shape=shape, stamp=stamp)
+    for window in dict.fromkeys(c.block.window for c in calls):
+        members = [
+            Attend(
+                c.scratch.q,
+                c.cache.keys,
+                c.cache.values,
+                c.place,
+                c.scratch.scores,
+                c.scratch.attended,
+            )
+            for c in calls
+            if c.block.window == window
+        ]
+        launch.attend(launcher, members, shape=shape, window=window)
+    finish_blocks(launcher, calls, shape)
 
 
-def finish_block(
-    launcher: Launcher,
-    block: Block,
-    x: Tensor,
-    out: Tensor,
-    *,
-    scratch: Scratch,
-    shape: Shape,
-    stamp: Stamp | None = None,
-) -> None:
+def finish_blocks(launcher: Launcher, calls: Sequence[BlockCall], shape: Shape) -> None:
     """The layer after attention: output projection, gated MLP and both residuals."""
-    w, work = block.weights, scratch.work
     launch.linear(
-        launcher, scratch.attended, block.output, work, bias=w.output_bias, residual=x
+        launcher,
+        [
+            Linear(
+                c.scratch.attended,
+                c.block.output,
+                c.scratch.work,
+                bias=c.block.weights.output_bias,
+                residual=c.x,
+            )
+            for c in calls
+        ],
     )
     launch.linear(
         launcher,
-        work,
-        block.gate_up,
-        scratch.middle,
-        norm=w.mlp_norm,
+        [
+            Linear(
+                c.scratch.work,
+                c.block.gate_up,
+                c.scratch.middle,
+                norm=c.block.weights.mlp_norm,
+                bias=c.block.weights.gate_up_bias,
+            )
+            for c in calls
+        ],
         eps=shape.rms_eps,
-        bias=w.gate_up_bias,
         gated=True,
     )
     launch.linear(
-        launcher, scratch.middle, block.down, out, bias=w.down_bias, residual=work, stamp=stamp
+        launcher,
+        [
+            Linear(
+                c.scratch.middle,
+                c.block.down,
+                c.out,
+                bias=c.block.weights.down_bias,
+                residual=c.scratch.work,
+                stamp=c.stamp,
+            )
+            for c in calls
+        ],
     )
 
 
 class StageLane:
-    """A stage's layers for ``width`` rows, from its input buffer to its states."""
+    """A stage's layers for W rows, from its input buffer to its states."""
 
     def __init__(
         self, launcher: Launcher, stage: Stage, *, source: Tensor, states: dict[int, Tensor]
@@ -222,46 +274,39 @@ class StageLane:
         """``source`` [W, H]: what enters. ``states``: buffers [W, H] by depth, for taps and the
         stage's last layer.
         """
-        self._launcher, self.stage = launcher, stage
-        self._source, self._states = source, states
+        self.stage, self._source, self._states = stage, source, states
         spec = stage.spec
         windows = spec.windows[stage.part.first : stage.part.last]
         pairs = zip(stage.layers, windows, strict=True)
         self._blocks = [Block.of(weights, window) for weights, window in pairs]
-        self._shape, width = Shape.of(spec), source.shape[0]
-        self._scratch = Scratch.of(
-            launcher, self._shape, middle=spec.intermediate, source=source
-        )
+        self.shape, width = Shape.of(spec), source.shape[0]
+        self._scratch = Scratch.of(launcher, self.shape, middle=spec.intermediate, source=source)
         self.chooser = None
         if stage.output is not None:
             self.chooser = Chooser(launcher, stage.output, width=width)
 
-    def run(self, place: Tensor, sampling: Sampling, noise: Noise, stamp: Stamp | None) -> None:
-        """All layers, and on the last stage the LM head. ``place`` [W, 2]."""
-        x, last = self._source, self.stage.part.last
-        depth = self.stage.part.first
-        predicts = self.chooser is not None
-        for index, (block, cache) in enumerate(
-            zip(self._blocks, self.stage.caches, strict=True)
-        ):
-            depth += 1
-            out = self._states.get(depth, self._scratch.work)
-            run_block(
-                self._launcher,
-                block,
-                x,
-                out,
-                cache=cache,
-                shape=self._shape,
-                tables=self.stage.tables,
-                place=place,
-                scratch=self._scratch,
-                head=index == 0,
-                stamp=stamp if depth == last and not predicts else None,
-            )
-            x = out
-        if self.chooser is not None:
-            self.chooser.run(x, place, sampling, noise, stamp)
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    @property
+    def result(self) -> Tensor:
+        """States [W, H] after the last layer."""
+        return self._states[self.stage.part.last]
+
+    def call(self, index: int, place: Tensor, stamp: Stamp) -> BlockCall:
+        """Layer ``index`` of the stage. A stage with the LM head notes its time there."""
+        depth = self.stage.part.first + index
+        x = self._states.get(depth, self._scratch.work) if index else self._source
+        ends = index == len(self) - 1 and self.chooser is None
+        return BlockCall(
+            self._blocks[index],
+            x,
+            self._states.get(depth + 1, self._scratch.work),
+            self.stage.caches[index],
+            place,
+            self._scratch,
+            stamp if ends else None,
+        )
 
 
 class HeadLane:
@@ -310,86 +355,71 @@ class HeadLane:
         for norm, gate_up, down in self._mlps:
             middle = self._scratch.middle[:, : down.shape[1]]
             launch.linear(
-                self._launcher, x, gate_up, middle, norm=norm, eps=self._shape.rms_eps, gated=True
+                self._launcher,
+                [Linear(x, gate_up, middle, norm=norm)],
+                eps=self._shape.rms_eps,
+                gated=True,
             )
-            launch.linear(self._launcher, middle, down, work, residual=x)
+            launch.linear(self._launcher, [Linear(middle, down, work, residual=x)])
             x = work
         for index, block in enumerate(self._blocks):
+            call = BlockCall(
+                block, x, work, self._head.caches[index], place[:1], self._scratch
+            )
             if index == 0 and self.lags:
-                self._lagged_block(block, x, place)
+                self._lagged_block(call, place)
             else:
-                run_block(
-                    self._launcher,
-                    block,
-                    x,
-                    work,
-                    cache=self._head.caches[index],
-                    shape=self._shape,
-                    tables=self._head.tables,
-                    place=place[:1],
-                    scratch=self._scratch,
-                )
+                run_blocks(self._launcher, [call], self._shape, self._head.tables)
             x = work
-        self.chooser.run(x, place[:1], sampling, noise, None)
+        self.chooser.run(x, place[:1], sampling, noise)
 
-    def _lagged_block(self, block: Block, x: Tensor, place: Tensor) -> None:
+    def _lagged_block(self, call: BlockCall, place: Tensor) -> None:
         """The first block of a deep head: own key, those of near taps, the cache of the last."""
         launcher, scratch, shape = self._launcher, self._scratch, self._shape
-        w, deep, cache = block.weights, self._head.weights.deep, self._head.caches[0]
+        deep, near = self._head.weights.deep, self._near
         assert deep is not None
-        launch.qkv(
-            launcher,
-            x,
-            w,
-            block.qkv,
-            norm=w.input_norm,
-            bias=w.qkv_bias,
-            shape=shape,
-            tables=self._head.tables,
-            place=place[1:2],
-            q=scratch.q,
-            keys=self._near.keys,
-            values=self._near.values,
-        )
-        keys_only = replace(shape, heads=0)
-        kv_bias = None
-        if w.qkv_bias is not None:
-            kv_bias = w.qkv_bias[shape.heads * shape.head_dim :]
-        hidden = x
+        self._keys(call, place)
+        hidden = call.x
         for lag in range(1, self.lags + 1):
-            target = cache if lag == self.lags else self._near
-            launch.qkv(
-                launcher,
-                self._taps[lag],
-                w,
-                self._kv[lag - 1],
-                norm=deep.norms[lag - 1],
-                bias=kv_bias,
-                shape=keys_only,
-                tables=self._head.tables,
-                place=place[1 + lag : 2 + lag],
-                q=scratch.q,
-                keys=target.keys,
-                values=target.values,
-            )
-            launch.linear(
-                launcher,
+            fuse = Linear(
                 self._taps[lag],
                 self._fuse[lag - 1],
                 self._fused,
                 norm=deep.norms[lag - 1],
-                eps=shape.rms_eps,
                 residual=hidden,
             )
+            launch.linear(launcher, [fuse], eps=shape.rms_eps)
             hidden = self._fused
-        launch.attend(
-            launcher,
+        attention = Attend(
             scratch.q,
-            cache,
+            call.cache.keys,
+            call.cache.values,
+            call.place,
+            scratch.scores,
             scratch.attended,
-            shape=shape,
-            place=place[:1],
-            scratch=scratch.attention,
-            near=self._near,
+            near,
         )
-        finish_block(launcher, block, hidden, scratch.work, scratch=scratch, shape=shape)
+        launch.attend(launcher, [attention], shape=shape)
+        finish_blocks(launcher, [replace(call, x=hidden)], shape)
+
+    def _keys(self, call: BlockCall, place: Tensor) -> None:
+        """The query, and the keys and values of every lag, in as few launches as their sorts."""
+        w, deep, shape = call.block.weights, self._head.weights.deep, self._shape
+        assert deep is not None
+        q, near = self._scratch.q, self._near
+        own = Qkv(
+            call.x, call.block.qkv, w.input_norm, place[1:2], q, near.keys, near.values,
+            w.qkv_bias, w.q_norm, w.k_norm,
+        )  # fmt: skip
+        launch.qkv(self._launcher, [own], shape=shape, tables=self._head.tables)
+        bias = None if w.qkv_bias is None else w.qkv_bias[shape.heads * shape.head_dim :]
+        for lag in range(1, self.lags + 1):
+            target = call.cache if lag == self.lags else near
+            keys = Qkv(
+                self._taps[lag], self._kv[lag - 1], deep.norms[lag - 1],
+                place[1 + lag : 2 + lag], q, target.keys, target.values,
+                bias, w.q_norm, w.k_norm,
+            )  # fmt: skip
+            launch.qkv(
+                self._launcher, [keys], shape=replace(shape, heads=0), tables=self._head.tables
+            )

@@ -1,46 +1,85 @@
 """Kernel launches: shapes to grids, tiles and flags. The same code runs in Triton's interpreter.
 
+A launch serves a *group*: the same product of several stages at once, which on one GPU is faster
+than kernels side by side. Members differ in their tensors only.
+
 Shapes: W rows, H hidden, N query heads, M key/value heads, D head size, F intermediate, V columns.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppsd_cli.model.cache import LayerCache
-from ppsd_cli.model.layers import LayerWeights, Shape
+from ppsd_cli.model.layers import Shape
 from ppsd_cli.runtime.cuda.attention import attend_kernel
 from ppsd_cli.runtime.cuda.choice import output_kernel
 from ppsd_cli.runtime.cuda.control import gather_kernel
 from ppsd_cli.runtime.cuda.linear import linear_kernel, qkv_kernel
-from ppsd_cli.runtime.cuda.tiles import ROWS, Tile, choose_tile, power_of_two
+from ppsd_cli.runtime.cuda.tiles import (
+    ATTENTION,
+    ROWS,
+    SPLIT,
+    Tile,
+    attention_tile,
+    choose_tile,
+    power_of_two,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """Settings of all launches. ``chained``: programmatic dependent launch within a stream.
+    """Settings of all launches.
 
-    ``splits``: programs of one key/value head in attention, a power of two.
+    ``clock``: kernels note times. ``chained``: programmatic dependent launch within a stream.
+    ``slots``: capacity of the caches, which bounds the programs of attention.
     """
 
     clock: bool
-    chained: int
-    splits: int = 32
-    attention: tuple[int, int, int] = (64, 128, 4)
-    attention_chain: int = 1
-    ahead: int = 0
+    chained: bool
+    slots: int
+    tables: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
-    def flags(self, tile: Tile, *, head: bool) -> dict[str, Any]:
-        """Compile-time and launch settings; ``head``: the first kernel of a branch waits plainly."""
-        pdl = 0 if head else self.chained
+    @property
+    def splits(self) -> int:
+        """Programs of one key/value head in attention: a power of two, at most ``ATTENTION``."""
+        return min(ATTENTION, power_of_two(-(-self.slots // SPLIT)))
+
+    def flags(self, tile: Tile, *, first: bool) -> dict[str, Any]:
+        """Compile-time and launch settings. ``first``: the kernel may follow several others, and
+        so waits in the ordinary way.
+        """
+        chained = self.chained and not first
         return {
-            "PDL": pdl,
+            "PDL": chained,
             "num_warps": tile.warps,
             "num_stages": tile.stages,
-            **({"launch_pdl": True} if pdl else {}),
+            **({"launch_pdl": True} if chained else {}),
         }
+
+    def table(self, members: Sequence[Sequence[Tensor | int]], *, aligned: Sequence[int]) -> Tensor:
+        """Offsets [members, fields] of each member's tensors from the first one's, in elements.
+
+        Plain integers stay as they are. ``aligned``: fields that kernels take for whole 16 bytes.
+        """
+        rows = []
+        for member in members:
+            row = [
+                value if isinstance(value, int) else _distance(value, origin)
+                for value, origin in zip(member, members[0], strict=True)
+            ]
+            for index in aligned:
+                tensor = member[index]
+                assert isinstance(tensor, Tensor)
+                assert row[index] * tensor.element_size() % 16 == 0, "a member is not aligned"
+            rows.append(row)
+        key = tuple(number for row in rows for number in row)
+        if key not in self.tables:
+            first = next(value for value in members[0] if isinstance(value, Tensor))
+            self.tables[key] = torch.tensor(rows, dtype=torch.int64, device=first.device)
+        return self.tables[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +92,40 @@ class Stamp:
 
 
 @dataclass(frozen=True, slots=True)
-class Attention:
-    """Scratch of one branch for attention: partial results of the splits, and their counter."""
+class Linear:
+    """One product: out [W, O] = residual + f(norm(x) [W, K] @ weight.T + bias)."""
+
+    x: Tensor
+    weight: Tensor
+    out: Tensor
+    norm: Tensor | None = None
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+    stamp: Stamp | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Qkv:
+    """Queries of x [W, H] into q [W, N, D]; keys and values into [M, slots, D] at ``place``.
+
+    ``weight`` [(N + 2M) * D, H]; ``place`` [W, 2]: positions and slots.
+    """
+
+    x: Tensor
+    weight: Tensor
+    norm: Tensor
+    place: Tensor
+    q: Tensor
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None = None
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scratch of attention: partial results of the splits, and their counter."""
 
     part: Tensor
     top: Tensor
@@ -62,7 +133,7 @@ class Attention:
     count: Tensor
 
     @classmethod
-    def of(cls, shape: Shape, *, width: int, splits: int, device: torch.device) -> "Attention":
+    def of(cls, shape: Shape, *, width: int, splits: int, device: torch.device) -> "Scores":
         """Scratch for ``width`` rows."""
         m, r = shape.kv_heads, attention_rows(shape, width)
         wide = {"dtype": torch.float32, "device": device}
@@ -87,6 +158,19 @@ class Near:
         return self.keys.shape[1]
 
 
+@dataclass(frozen=True, slots=True)
+class Attend:
+    """Attention of q [W, N, D] over keys and values [M, slots, D] into out [W, N * D]."""
+
+    q: Tensor
+    keys: Tensor
+    values: Tensor
+    place: Tensor
+    scores: Scores
+    out: Tensor
+    near: Near | None = None
+
+
 def attention_rows(shape: Shape, width: int) -> int:
     """Query rows of one key/value head, padded for tensor cores."""
     return max(16, power_of_two(width * shape.heads // shape.kv_heads))
@@ -99,32 +183,28 @@ def rows_of(weight: Tensor) -> Tensor:
 
 def linear(
     launcher: Launcher,
-    x: Tensor,
-    weight: Tensor,
-    out: Tensor,
+    members: Sequence[Linear],
     *,
-    norm: Tensor | None = None,
     eps: float = 0.0,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
     gated: bool = False,
-    stamp: Stamp | None = None,
-    head: bool = False,
+    first: bool = False,
 ) -> None:
-    """out [W, O] = residual + f(norm(x) [W, K] @ weight.T + bias); see ``linear_kernel``."""
-    width, inner = x.shape
-    outer = out.shape[1]
+    """A group of products of equal shape; see ``linear_kernel``."""
+    one = members[0]
+    width, inner = one.x.shape
+    outer = one.out.shape[1]
     tile = choose_tile(
-        inner, outer, width=width, paired=gated, narrow=weight.dtype != torch.float32
+        inner, outer, width=width, paired=gated, narrow=one.weight.dtype != torch.float32
     )
-    linear_kernel[(-(-outer // tile.rows),)](
-        x,
-        norm if norm is not None else x,
-        weight,
-        bias if bias is not None else x,
-        residual if residual is not None else x,
-        out,
-        *_stamp_pointers(stamp, x),
+    stamps = next((m.stamp for m in members if m.stamp is not None), None)
+    table = one.x
+    if len(members) > 1:
+        rows = [(*_linear_tensors(m), -1 if m.stamp is None else m.stamp.column) for m in members]
+        table = launcher.table(rows, aligned=range(6))
+    linear_kernel[(-(-outer // tile.rows), 1, len(members))](
+        *_linear_tensors(one),
+        *_stamp_pointers(stamps, one.x, shared=len(members) > 1),
+        table,
         width,
         eps,
         outer,
@@ -132,56 +212,59 @@ def linear(
         BN=tile.rows,
         BK=tile.columns,
         WP=ROWS if tile.dot else 1,
-        NORM=norm is not None,
+        NORM=one.norm is not None,
         GATED=gated,
-        BIAS=bias is not None,
-        RESIDUAL=residual is not None,
-        STAMP=stamp is not None and launcher.clock,
-        STAMPS=1 if stamp is None else stamp.stamps.shape[1],
+        BIAS=one.bias is not None,
+        RESIDUAL=one.residual is not None,
+        STAMP=stamps is not None and launcher.clock,
+        STAMPS=1 if stamps is None else stamps.stamps.shape[1],
         DOT=tile.dot,
-        AHEAD=launcher.ahead if residual is not None and not gated else 0,
-        **launcher.flags(tile, head=head),
+        GROUPED=len(members) > 1,
+        **launcher.flags(tile, first=first),
     )
+
+
+def _linear_tensors(call: Linear) -> tuple[Tensor, ...]:
+    x = call.x
+    optional = (call.norm, call.bias, call.residual)
+    norm, bias, residual = (x if t is None else t for t in optional)
+    return x, norm, call.weight, bias, residual, call.out
 
 
 def qkv(
     launcher: Launcher,
-    x: Tensor,
-    w: LayerWeights,
-    weight: Tensor,
+    members: Sequence[Qkv],
     *,
-    norm: Tensor,
-    bias: Tensor | None,
     shape: Shape,
     tables: tuple[Tensor, Tensor],
-    place: Tensor,
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    head: bool = False,
+    first: bool = False,
 ) -> None:
-    """Queries of x [W, H] into q [W, N, D], keys and values into [M, slots, D] at ``place``.
-
-    ``weight`` [(N + 2M) * D, H]; ``shape.heads`` 0 makes keys and values only.
-    """
-    width, inner = x.shape
+    """A group of equal shape; ``shape.heads`` 0 makes keys and values only. See ``qkv_kernel``."""
+    one = members[0]
+    width, inner = one.x.shape
     n, m, d = shape.heads, shape.kv_heads, shape.head_dim
     pairs = (n + 2 * m) * d // 2
-    single = w.q_norm is not None
-    tile = choose_tile(inner, pairs, width=width, paired=True, narrow=x.dtype != torch.float32)
+    single = one.q_norm is not None
+    tile = choose_tile(inner, pairs, width=width, paired=True, narrow=one.x.dtype != torch.float32)
     rows = d // 2 if single else tile.rows
-    qkv_kernel[(-(-pairs // rows),)](
+    table = one.place
+    if len(members) > 1:
+        named = [_qkv_tensors(call) for call in members]
+        table = launcher.table(named, aligned=(0, 1, 2, 3, 4, 5, 7, 8, 9))
+    x, norm, weight, bias, q_norm, k_norm, place, q, keys, values = _qkv_tensors(one)
+    qkv_kernel[(-(-pairs // rows), 1, len(members))](
         x,
         norm,
         weight,
-        bias if bias is not None else x,
-        w.q_norm if single else x,
-        w.k_norm if single else x,
+        bias,
+        q_norm,
+        k_norm,
         *tables,
         place,
         q,
         keys,
         values,
+        table,
         width,
         shape.rms_eps,
         keys.stride(0),
@@ -192,55 +275,72 @@ def qkv(
         BN=rows,
         BK=tile.columns if rows == tile.rows else min(tile.columns, 64),
         WP=ROWS if tile.dot else 1,
-        BIAS=bias is not None,
+        BIAS=one.bias is not None,
         HEAD_NORM=single,
         DOT=tile.dot,
-        **launcher.flags(tile, head=head),
+        GROUPED=len(members) > 1,
+        **launcher.flags(tile, first=first),
     )
+
+
+def _qkv_tensors(call: Qkv) -> tuple[Tensor, ...]:
+    bias, q_norm, k_norm = (
+        call.x if t is None else t for t in (call.bias, call.q_norm, call.k_norm)
+    )
+    return (
+        call.x, call.norm, call.weight, bias, q_norm, k_norm,
+        call.place, call.q, call.keys, call.values,
+    )  # fmt: skip
 
 
 def attend(
-    launcher: Launcher,
-    q: Tensor,
-    cache: LayerCache,
-    out: Tensor,
-    *,
-    shape: Shape,
-    place: Tensor,
-    scratch: Attention,
-    window: int | None = None,
-    near: Near | None = None,
+    launcher: Launcher, members: Sequence[Attend], *, shape: Shape, window: int | None = None
 ) -> None:
-    """Attention of q [W, N, D] over the cache into out [W, N * D]; see ``attend_kernel``."""
-    width = q.shape[0]
-    rows = attention_rows(shape, width)
-    attend_kernel[(shape.kv_heads, launcher.splits)](
+    """A group of equal shape; see ``attend_kernel``."""
+    one = members[0]
+    width, near = one.q.shape[0], one.near
+    table = one.place
+    if len(members) > 1:
+        named = [_attend_tensors(call) for call in members]
+        table = launcher.table(named, aligned=(0, 1, 2, 4, 8))
+    q, keys, values, place, part, top, total, count, out = _attend_tensors(one)
+    tile = attention_tile(width)
+    attend_kernel[(shape.kv_heads, launcher.splits, len(members))](
         q,
-        cache.keys,
-        cache.values,
-        near.keys if near else cache.keys,
-        near.values if near else cache.values,
+        keys,
+        values,
+        near.keys if near else keys,
+        near.values if near else values,
         place,
-        scratch.part,
-        scratch.top,
-        scratch.total,
-        scratch.count,
+        part,
+        top,
+        total,
+        count,
         out,
+        table,
         width,
-        cache.keys.stride(0),
+        keys.stride(0),
         N=shape.heads,
         M=shape.kv_heads,
         D=shape.head_dim,
-        R=rows,
-        BT=launcher.attention[0],
-        SPLIT=launcher.attention[1],
-        MAX_SPLITS=launcher.splits,
+        R=attention_rows(shape, width),
+        BT=tile.columns,
+        SPLIT=SPLIT,
+        MAX_SPLITS=ATTENTION,
+        SPLITS=launcher.splits,
         WINDOW=window or 0,
         LAG=near.lags if near else 0,
         SCALE=shape.head_dim**-0.5,
-        **launcher.flags(Tile(0, 0, launcher.attention[2], stages=2), head=False)
-        | ({"PDL": launcher.attention_chain} if launcher.chained else {}),
+        GROUPED=len(members) > 1,
+        **launcher.flags(tile, first=False),
     )
+
+
+def _attend_tensors(call: Attend) -> tuple[Tensor, ...]:
+    s = call.scores
+    return (
+        call.q, call.keys, call.values, call.place, s.part, s.top, s.total, s.count, call.out,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +390,7 @@ def output(
     noise: Noise | None,
     token_ids: Tensor | None,
     stamp: Stamp | None = None,
+    first: bool = False,
 ) -> None:
     """Logits [W, V] (float32) of x [W, H] and the votes for a token; ``noise`` None is greedy."""
     width, inner = x.shape
@@ -306,7 +407,7 @@ def output(
         logits,
         votes.scores,
         votes.columns,
-        *_stamp_pointers(stamp, x),
+        *_stamp_pointers(stamp, x, shared=False),
         width,
         eps,
         columns,
@@ -319,7 +420,7 @@ def output(
         STAMP=stamp is not None and launcher.clock,
         STAMPS=1 if stamp is None else stamp.stamps.shape[1],
         DOT=tile.dot,
-        **launcher.flags(tile, head=False),
+        **launcher.flags(tile, first=first),
     )
 
 
@@ -336,11 +437,17 @@ def gather(launcher: Launcher, rings: Tensor, place: Tensor, out: Tensor) -> Non
         RING=ring - 1,
         H=hidden,
         BH=power_of_two(hidden),
-        **launcher.flags(Tile(0, 0, 4), head=False),
+        **launcher.flags(Tile(0, 0, 4), first=True),
     )
 
 
-def _stamp_pointers(stamp: Stamp | None, other: Tensor) -> tuple[Tensor, Tensor]:
+def _distance(tensor: Tensor, origin: Tensor) -> int:
+    """Elements from one tensor to another."""
+    return (tensor.data_ptr() - origin.data_ptr()) // tensor.element_size()
+
+
+def _stamp_pointers(stamp: Stamp | None, other: Tensor, *, shared: bool) -> tuple[Tensor, Tensor]:
+    """Stamps and board; the column is in the table where a group shares the launch."""
     if stamp is None:
         return other, other
-    return stamp.stamps[:, stamp.column :], stamp.board
+    return stamp.stamps if shared else stamp.stamps[:, stamp.column :], stamp.board

@@ -20,40 +20,22 @@ def wait_for_predecessor(PDL: tl.constexpr):
 
     The kernel after us may start at once: it waits here too, with its first weights on their way.
     """
-    if PDL > 0:
-        if PDL == 3:
-            tl.extra.cuda.gdc_launch_dependents()
+    if PDL:
         tl.extra.cuda.gdc_wait()
-        if PDL == 1:
-            tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
-def fetch_ahead(
-    w_ptr,
-    rows,
-    ok,
-    K: tl.constexpr,
-    START: tl.constexpr,
-    COUNT: tl.constexpr,
-    ITEM: tl.constexpr,
-):
-    """Ask for ``COUNT`` cache lines of each weight row from column ``START`` on into the L2 cache.
+def shifted(ptr, table_ptr, FIELDS: tl.constexpr, field: tl.constexpr):
+    """``ptr`` moved to this program's member of the group; offsets are whole 16 bytes."""
+    offset = tl.load(table_ptr + tl.program_id(2) * FIELDS + field)
+    return ptr + tl.multiple_of(offset, 8)
 
-    Called before the wait, so that memory is busy while the kernel before us comes to its end.
-    """
-    LINE: tl.constexpr = 128 // ITEM
-    line = START + tl.arange(0, COUNT) * LINE
-    inside = ok[:, None] & (line < K)[None, :]
-    at = tl.where(inside, rows[:, None] * K + line[None, :], 0)
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
-        "=r,l",
-        [w_ptr + at],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
+
+@triton.jit
+def shifted_plainly(ptr, table_ptr, FIELDS: tl.constexpr, field: tl.constexpr):
+    """The same for offsets that promise no alignment."""
+    return ptr + tl.load(table_ptr + tl.program_id(2) * FIELDS + field)
 
 
 @triton.jit
@@ -129,7 +111,6 @@ def _row_products(
     NORM: tl.constexpr,
     PAIRED: tl.constexpr,
     PDL: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):
     """``products`` for one row, by plain multiply-adds in float32; WP is 1."""
     cols = tl.arange(0, BK)
@@ -138,10 +119,6 @@ def _row_products(
     next_high = next_low
     if PAIRED:
         next_high = _weights(w_ptr, high, ok, cols, K, EVEN)
-    if PDL > 0:
-        if AHEAD > 0:
-            if K > BK:
-                fetch_ahead(w_ptr, low, ok, K, BK, AHEAD, 2)
     wait_for_predecessor(PDL)
     wide_low = tl.zeros([BN, BK], dtype=tl.float32)
     wide_high = tl.zeros([BN, BK], dtype=tl.float32)
@@ -160,8 +137,6 @@ def _row_products(
         wide_low += tile_low.to(tl.float32) * x[None, :]
         if PAIRED:
             wide_high += tile_high.to(tl.float32) * x[None, :]
-    if PDL == 2:
-        tl.extra.cuda.gdc_launch_dependents()
     sums_low = tl.sum(wide_low, axis=1)[:, None]
     sums_high = sums_low
     if PAIRED:
@@ -187,7 +162,6 @@ def products(
     PAIRED: tl.constexpr,
     DOT: tl.constexpr,
     PDL: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):
     """Sums [BN, WP] of weight rows ``low`` and ``high`` with x [W, K], and squares [WP] of x.
 
@@ -199,7 +173,7 @@ def products(
         )
     else:
         a, b, squares = _row_products(
-            x_ptr, norm_ptr, w_ptr, low, high, ok, K, BN, BK, NORM, PAIRED, PDL, AHEAD
+            x_ptr, norm_ptr, w_ptr, low, high, ok, K, BN, BK, NORM, PAIRED, PDL
         )
     return a, b, squares
 
@@ -214,6 +188,7 @@ def linear_kernel(
     out_ptr,
     stamp_ptr,
     board_ptr,
+    table_ptr,
     W,
     eps,
     O,
@@ -228,18 +203,29 @@ def linear_kernel(
     STAMP: tl.constexpr,
     STAMPS: tl.constexpr,
     DOT: tl.constexpr,
+    GROUPED: tl.constexpr,
     PDL: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):
     """out [W, O] = residual + f(norm(x) [W, K] @ weight.T + bias).
 
     ``GATED``: the weight has 2 * O rows, gate first, and f(gate, up) = silu(gate) * up.
     ``STAMP``: the first program notes when it was done, in the tick's row of ``stamp_ptr``.
+    ``GROUPED``: axis 2 of the grid is a member of a group of equal products, whose tensors lie at
+    the offsets that ``table_ptr`` [members, 7] gives from those of the first.
     """
+    column = 0
+    if GROUPED:
+        x_ptr = shifted(x_ptr, table_ptr, 7, 0)
+        norm_ptr = shifted(norm_ptr, table_ptr, 7, 1)
+        w_ptr = shifted(w_ptr, table_ptr, 7, 2)
+        bias_ptr = shifted(bias_ptr, table_ptr, 7, 3)
+        residual_ptr = shifted(residual_ptr, table_ptr, 7, 4)
+        out_ptr = shifted(out_ptr, table_ptr, 7, 5)
+        column = tl.load(table_ptr + tl.program_id(2) * 7 + 6)
     rows = tl.program_id(0) * BN + tl.arange(0, BN)
     ok = rows < O
     low, high, squares = products(
-        x_ptr, norm_ptr, w_ptr, rows, rows + O, ok, W, K, BN, BK, WP, NORM, GATED, DOT, PDL, AHEAD
+        x_ptr, norm_ptr, w_ptr, rows, rows + O, ok, W, K, BN, BK, WP, NORM, GATED, DOT, PDL
     )
     ws = tl.arange(0, WP)
     if NORM:
@@ -258,8 +244,8 @@ def linear_kernel(
         low += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(out_ptr + at, low.to(out_ptr.dtype.element_ty), mask=inside)
     if STAMP:
-        if tl.program_id(0) == 0:
-            store_time(stamp_ptr, board_ptr, STAMPS)
+        if (tl.program_id(0) == 0) & (column >= 0):
+            store_time(stamp_ptr + column, board_ptr, STAMPS)
 
 
 @triton.jit
@@ -276,6 +262,7 @@ def qkv_kernel(
     q_ptr,
     keys_ptr,
     values_ptr,
+    table_ptr,
     W,
     eps,
     head_stride,
@@ -289,6 +276,7 @@ def qkv_kernel(
     BIAS: tl.constexpr,
     HEAD_NORM: tl.constexpr,
     DOT: tl.constexpr,
+    GROUPED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Queries [W, N, D] to ``q_ptr``, keys and values [M, slots, D] into their cache slots.
@@ -296,7 +284,19 @@ def qkv_kernel(
     A program owns BN pairs (j, j + D/2) of rotary dimensions, over all heads in a row; with norms
     of single heads (``HEAD_NORM``) BN is D/2, one head a program. ``place_ptr`` [W, 2]: position
     and slot of each row. ``head_stride``: slots of a cache times D. N is 0 for keys of a tap.
+    ``GROUPED``: as in ``linear_kernel``, with ``table_ptr`` [members, 10].
     """
+    if GROUPED:
+        x_ptr = shifted(x_ptr, table_ptr, 10, 0)
+        norm_ptr = shifted(norm_ptr, table_ptr, 10, 1)
+        w_ptr = shifted(w_ptr, table_ptr, 10, 2)
+        bias_ptr = shifted(bias_ptr, table_ptr, 10, 3)
+        q_norm_ptr = shifted(q_norm_ptr, table_ptr, 10, 4)
+        k_norm_ptr = shifted(k_norm_ptr, table_ptr, 10, 5)
+        place_ptr = shifted_plainly(place_ptr, table_ptr, 10, 6)
+        q_ptr = shifted(q_ptr, table_ptr, 10, 7)
+        keys_ptr = shifted(keys_ptr, table_ptr, 10, 8)
+        values_ptr = shifted(values_ptr, table_ptr, 10, 9)
     half: tl.constexpr = D // 2
     pair = tl.program_id(0) * BN + tl.arange(0, BN)
     ok = pair < (N + 2 * M) * half
@@ -319,7 +319,6 @@ def qkv_kernel(
         True,
         DOT,
         PDL,
-        0,
     )
     factor = tl.rsqrt(squares / K + eps)[None, :]
     low = low * factor

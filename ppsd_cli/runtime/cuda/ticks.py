@@ -15,7 +15,7 @@ from ppsd_cli.model.layers import Shape
 from ppsd_cli.model.stage import Stage
 from ppsd_cli.runtime.cuda.board import Board
 from ppsd_cli.runtime.cuda.control import boundary_kernel, entry_kernel
-from ppsd_cli.runtime.cuda.lanes import HeadLane, StageLane
+from ppsd_cli.runtime.cuda.lanes import HeadLane, StageLane, run_blocks
 from ppsd_cli.runtime.cuda.launch import Launcher, Stamp, rows_of
 from ppsd_cli.runtime.cuda.tiles import Tile, power_of_two
 
@@ -39,7 +39,7 @@ class Pod:
     """All stages on one device, their head, and the control tensors between them."""
 
     def __init__(self, launcher: Launcher, stages: list[Stage], head: DraftHead | None) -> None:
-        first, last = stages[0], stages[-1]
+        first = stages[0]
         spec, n = first.spec, len(stages)
         assert first.embedding is not None
         self._launcher, self._hidden = launcher, spec.hidden
@@ -72,30 +72,83 @@ class Pod:
         self._moves = torch.tensor(moves or [(0, 0, 0, 0)], device=first.device)
         self._move_count = len(moves)
         self.chooser = self.lanes[-1].chooser
-        assert self.chooser is not None
-        del last
+        self._early = 0 if head is None else len(head.weights.blocks) + 1
 
     def tick(self, kind: TickKind, sampling: Sampling, fork: Fork) -> None:
-        """Launch one tick."""
+        """Launch one tick.
+
+        While the head drafts, the other stages get ahead by some layers; then all stages go in
+        step, the same layer number in one launch, so that the GPU sees one row of kernels.
+        """
         self._boundary(sampling)
+        others = [s for s in kind.active if s > 0]
+        ahead = min([self._early, *(len(self.lanes[s]) - 1 for s in others)])
 
         def front() -> None:
             if kind.drafts:
                 assert self.head is not None
                 self.head.run(self.board.head_place, sampling, self.board.noise)
             self._entry(sampling, drafts=kind.drafts)
-            if 0 in kind.active:
-                self._stage(0, sampling)
 
-        def behind(s: int) -> Callable[[], None]:
-            return lambda: self._stage(s, sampling)
+        if not kind.drafts or not others:
+            ahead = 0
+        if ahead:
+            fork([front, lambda: self._steps(dict.fromkeys(others, 0), ahead)])
+        else:
+            front()
+        starts = {s: 0 if s == 0 else ahead for s in kind.active}
+        self._together(starts, sampling, fork, alone=not ahead and 0 in kind.active)
 
-        fork([front, *(behind(s) for s in kind.active if s > 0)])
+    def _together(
+        self, starts: dict[int, int], sampling: Sampling, fork: Fork, *, alone: bool
+    ) -> None:
+        """All active stages from layer ``starts`` on, and the LM head as soon as it can run.
 
-    def _stage(self, s: int, sampling: Sampling) -> None:
+        ``alone``: the first kernel follows the entry kernel directly.
+        """
+        last = len(self.lanes) - 1
+        longest = max(len(self.lanes[s]) - at for s, at in starts.items())
+        if last not in starts:
+            self._steps(starts, longest, first=not alone)
+            return
+        before = len(self.lanes[last]) - starts[last]
+        self._steps(starts, before, first=not alone)
+        rest = {s: at + before for s, at in starts.items() if at + before < len(self.lanes[s])}
+        if not rest:
+            self._output(sampling, first=False)
+            return
+        fork(
+            [
+                lambda: self._steps(rest, longest - before),
+                lambda: self._output(sampling, first=True),
+            ]
+        )
+
+    def _steps(self, starts: dict[int, int], count: int, *, first: bool = True) -> None:
+        """``count`` layers of each of these stages, as far as they have so many."""
         board = self.board
-        stamp = Stamp(board.stamps, s, board.board)
-        self.lanes[s].run(board.place[s], sampling, board.noise, stamp)
+        for step in range(count):
+            calls = [
+                self.lanes[s].call(at + step, board.place[s], Stamp(board.stamps, s, board.board))
+                for s, at in starts.items()
+                if at + step < len(self.lanes[s])
+            ]
+            lane = self.lanes[next(iter(starts))]
+            run_blocks(
+                self._launcher, calls, lane.shape, lane.stage.tables, first=first and step == 0
+            )
+
+    def _output(self, sampling: Sampling, *, first: bool) -> None:
+        board, last = self.board, len(self.lanes) - 1
+        assert self.chooser is not None
+        self.chooser.run(
+            self.lanes[-1].result,
+            board.place[last],
+            sampling,
+            board.noise,
+            stamp=Stamp(board.stamps, last, board.board),
+            first=first,
+        )
 
     def _boundary(self, sampling: Sampling) -> None:
         board, head = self.board, self.head
@@ -122,7 +175,7 @@ class Pod:
             BH=power_of_two(self._hidden),
             BLOCK=_block(votes.tiles),
             CLOCK=self._launcher.clock,
-            **self._launcher.flags(Tile(0, 0, 8), head=True),
+            **self._launcher.flags(Tile(0, 0, 8), first=True),
         )
 
     def _entry(self, sampling: Sampling, *, drafts: bool) -> None:
@@ -149,7 +202,7 @@ class Pod:
             HEAD=drafts,
             MAPPED=drafts and ids is not None,
             CLOCK=self._launcher.clock,
-            **self._launcher.flags(Tile(0, 0, 8), head=False),
+            **self._launcher.flags(Tile(0, 0, 8), first=False),
         )
 
     def head_logits(self) -> Tensor:

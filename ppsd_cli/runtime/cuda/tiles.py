@@ -11,6 +11,13 @@ ROWS = 16
 """Rows that a tensor-core product is padded to; the widest call."""
 
 
+SPLIT = 256
+"""Slots that one program of attention reads, where that takes at most ``ATTENTION`` programs."""
+
+ATTENTION = 32
+"""Programs of one key/value head in attention, at most; longer caches get longer splits."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tile:
     """How one product is cut: BN weight rows a program, BK columns a step, warps, and the way."""
@@ -45,3 +52,9 @@ def choose_tile(inner: int, outer: int, *, width: int, paired: bool, narrow: boo
     if outer >= 65536:
         return Tile(8, 1024, 4)
     return Tile(4, 512, 4) if inner > 8192 else Tile(4, 2048, 8)
+
+
+def attention_tile(width: int) -> Tile:
+    """Slots a step, warps and pipelining of attention."""
+    del width
+    return Tile(0, 128, 8, True, 2)
