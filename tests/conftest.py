@@ -5,7 +5,10 @@ from functools import cache
 
 import pytest
 import torch
+import triton_cpu
 from models import Tiny, save_tiny
+
+triton_cpu.claim()
 
 
 @pytest.fixture(scope="session", autouse=True)

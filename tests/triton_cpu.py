@@ -1,0 +1,103 @@
+"""Triton's interpreter, so that kernels of the CUDA engine run on a machine without a GPU.
+
+Triton reads TRITON_INTERPRET when it is imported, so ``claim`` is called before any test (by
+conftest.py). Where there is a GPU, kernels are compiled, and tests by interpreter are skipped.
+"""
+
+import os
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+
+def claim() -> None:
+    """Ask for the interpreter, if this machine needs it and Triton is there."""
+    if find_spec("triton") is not None and not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def missing() -> str | None:
+    """Why kernels cannot run on this machine's CPU; None if they can."""
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if torch.cuda.is_available():
+        return "with a GPU, kernels are compiled for it instead of interpreted"
+    from triton import knobs
+
+    if not knobs.runtime.interpret:
+        return "Triton was imported before its interpreter was asked for"
+    _patch_once()
+    return None
+
+
+class _Kept:
+    """Stands for a patch that stays."""
+
+    def restore(self) -> None:
+        return None
+
+
+@cache
+def _patch_once() -> None:
+    """Make the interpreter about four times faster, by what it need not do again and again.
+
+    It puts its functions into Triton's language anew at every call of every function; here once,
+    for good. It also makes the type of every intermediate tensor anew; here each is kept.
+    """
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang
+
+    def user() -> None:
+        """Has the modules in view whose functions are replaced."""
+
+    patch(type(user)(user.__code__, {"tl": tl, "core": tl.core}))
+    interpreter._patch_lang = lambda _function: _Kept()
+    interpreter._get_np_dtype = _kept_dtypes(interpreter._get_np_dtype, tl.core)
+    tl.core.block_type.__init__ = _kept_blocks(tl.core.block_type.__init__, tl.core)
+    tl.core.tensor.__init__ = _kept_tensors(tl.core.tensor.__init__)
+
+
+def _kept_dtypes(get: Any, core: Any) -> Any:
+    known: dict[str, Any] = {}
+
+    def of(kind: Any) -> Any:
+        element = kind.element_ty if isinstance(kind, core.block_type) else kind
+        if element.name not in known:
+            known[element.name] = get(kind)
+        return known[element.name]
+
+    return of
+
+
+def _kept_blocks(init: Any, core: Any) -> Any:
+    known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+
+    def make(self: Any, element_ty: Any, shape: Any) -> None:
+        shape = shape.values if isinstance(shape, core.tuple) else list(shape)
+        sizes = (size.value if isinstance(size, core.constexpr) else size for size in shape)
+        key = (element_ty.name, *sizes)
+        if key not in known:
+            init(self, element_ty, shape)
+            known[key] = (self.shape, self.numel, self.name)
+        self.element_ty = element_ty
+        self.shape, self.numel, self.name = known[key]
+
+    return make
+
+
+def _kept_tensors(init: Any) -> Any:
+    known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+
+    def make(self: Any, handle: Any, type: Any) -> None:
+        key = tuple(type.shape.values) if type.is_block() else ()
+        if key not in known:
+            init(self, handle, type)
+            known[key] = (self.shape, self.numel)
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.shape, self.numel = known[key]
+
+    return make
