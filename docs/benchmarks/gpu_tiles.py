@@ -26,7 +26,7 @@ from ppsd_cli.runtime.cuda.tiles import Tile, power_of_two
 
 FEW = 2**28
 BF16 = {"dtype": torch.bfloat16, "device": "cuda"}
-LAUNCHER = Launcher(clock=False, chained=True)
+LAUNCHER = Launcher(clock=False, chained=True, slots=64)
 
 
 def products(spec: ModelSpec) -> dict[str, tuple[int, int, bool]]:

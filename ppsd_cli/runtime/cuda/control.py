@@ -222,14 +222,19 @@ def entry_kernel(
 @triton.jit
 def gather_kernel(
     rings_ptr,
+    norms_ptr,
     place_ptr,
     out_ptr,
+    eps,
     RING: tl.constexpr,
     H: tl.constexpr,
     BH: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Program i: the state [H] of tap i at lag i of the head's position; zeros before the start."""
+    """Program i: the state [H] of tap i at lag i of the head's position; zeros before the start.
+
+    From lag 1 on with a root-mean-square norm of weight ``norms`` [taps - 1, H].
+    """
     wait_for_predecessor(PDL)
     i = tl.program_id(0)
     position = tl.load(place_ptr) - i
@@ -237,4 +242,9 @@ def gather_kernel(
     inside = (h < H) & (position >= 0)
     place = tl.maximum(position, 0) % RING
     state = tl.load(rings_ptr + (i * (RING + 1) + place) * H + h, mask=inside, other=0.0)
+    if i > 0:
+        wide = state.to(tl.float32)
+        wide = wide * tl.rsqrt(tl.sum(wide * wide, axis=0) / H + eps)
+        gain = tl.load(norms_ptr + (i - 1) * H + h, mask=h < H, other=0.0).to(tl.float32)
+        state = (wide * gain).to(state.dtype)
     tl.store(out_ptr + i * H + h, state, mask=h < H)

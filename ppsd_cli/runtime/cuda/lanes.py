@@ -335,7 +335,7 @@ class HeadLane:
         if self.lags:
             assert weights.deep is not None
             self._kv = [rows_of(kv) for kv in weights.deep.kv]
-            self._fuse = [rows_of(fuse) for fuse in weights.deep.fuse]
+            self._fuse = torch.cat([rows_of(fuse) for fuse in weights.deep.fuse], dim=1)
             near = torch.zeros(
                 2, shape.kv_heads, self.lags, shape.head_dim, dtype=states.dtype,
                 device=states.device,
@@ -350,7 +350,9 @@ class HeadLane:
         """Votes for the guess after the newest token. ``place`` [2 + L, 2]: its position and
         slot, then position and slot of each lag.
         """
-        launch.gather(self._launcher, self.rings, place, self._taps)
+        deep, eps = self._head.weights.deep, self._shape.rms_eps
+        norms = None if deep is None else deep.norms
+        launch.gather(self._launcher, self.rings, norms, eps, place, self._taps)
         x, work = self._taps[0], self._scratch.work
         for norm, gate_up, down in self._mlps:
             middle = self._scratch.middle[:, : down.shape[1]]
@@ -376,20 +378,10 @@ class HeadLane:
     def _lagged_block(self, call: BlockCall, place: Tensor) -> None:
         """The first block of a deep head: own key, those of near taps, the cache of the last."""
         launcher, scratch, shape = self._launcher, self._scratch, self._shape
-        deep, near = self._head.weights.deep, self._near
-        assert deep is not None
+        near = self._near
         self._keys(call, place)
-        hidden = call.x
-        for lag in range(1, self.lags + 1):
-            fuse = Linear(
-                self._taps[lag],
-                self._fuse[lag - 1],
-                self._fused,
-                norm=deep.norms[lag - 1],
-                residual=hidden,
-            )
-            launch.linear(launcher, [fuse], eps=shape.rms_eps)
-            hidden = self._fused
+        states = self._taps[1:].view(1, -1)
+        launch.linear(launcher, [Linear(states, self._fuse, self._fused, residual=call.x)])
         attention = Attend(
             scratch.q,
             call.cache.keys,
@@ -400,26 +392,24 @@ class HeadLane:
             near,
         )
         launch.attend(launcher, [attention], shape=shape)
-        finish_blocks(launcher, [replace(call, x=hidden)], shape)
+        finish_blocks(launcher, [replace(call, x=self._fused)], shape)
 
     def _keys(self, call: BlockCall, place: Tensor) -> None:
         """The query, and the keys and values of every lag, in as few launches as their sorts."""
-        w, deep, shape = call.block.weights, self._head.weights.deep, self._shape
-        assert deep is not None
-        q, near = self._scratch.q, self._near
+        w, shape = call.block.weights, self._shape
+        q, near, tables = self._scratch.q, self._near, self._head.tables
         own = Qkv(
             call.x, call.block.qkv, w.input_norm, place[1:2], q, near.keys, near.values,
             w.qkv_bias, w.q_norm, w.k_norm,
         )  # fmt: skip
-        launch.qkv(self._launcher, [own], shape=shape, tables=self._head.tables)
+        launch.qkv(self._launcher, [own], shape=shape, tables=tables)
         bias = None if w.qkv_bias is None else w.qkv_bias[shape.heads * shape.head_dim :]
-        for lag in range(1, self.lags + 1):
-            target = call.cache if lag == self.lags else near
-            keys = Qkv(
-                self._taps[lag], self._kv[lag - 1], deep.norms[lag - 1],
-                place[1 + lag : 2 + lag], q, target.keys, target.values,
-                bias, w.q_norm, w.k_norm,
+        targets = [*[near] * (self.lags - 1), call.cache]
+        taps = [
+            Qkv(
+                self._taps[lag], self._kv[lag - 1], None, place[1 + lag : 2 + lag], q,
+                target.keys, target.values, bias, w.q_norm, w.k_norm,
             )  # fmt: skip
-            launch.qkv(
-                self._launcher, [keys], shape=replace(shape, heads=0), tables=self._head.tables
-            )
+            for lag, target in enumerate(targets, 1)
+        ]
+        launch.qkv(self._launcher, taps, shape=replace(shape, heads=0), tables=tables)

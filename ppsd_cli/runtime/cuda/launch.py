@@ -113,7 +113,7 @@ class Qkv:
 
     x: Tensor
     weight: Tensor
-    norm: Tensor
+    norm: Tensor | None
     place: Tensor
     q: Tensor
     keys: Tensor
@@ -249,7 +249,7 @@ def qkv(
     rows = d // 2 if single else tile.rows
     table = one.place
     if len(members) > 1:
-        named = [_qkv_tensors(call) for call in members]
+        named = [(*_qkv_tensors(call), call.keys.stride(0)) for call in members]
         table = launcher.table(named, aligned=(0, 1, 2, 3, 4, 5, 7, 8, 9))
     x, norm, weight, bias, q_norm, k_norm, place, q, keys, values = _qkv_tensors(one)
     qkv_kernel[(-(-pairs // rows), 1, len(members))](
@@ -275,6 +275,7 @@ def qkv(
         BN=rows,
         BK=tile.columns if rows == tile.rows else min(tile.columns, 64),
         WP=ROWS if tile.dot else 1,
+        NORM=one.norm is not None,
         BIAS=one.bias is not None,
         HEAD_NORM=single,
         DOT=tile.dot,
@@ -284,11 +285,11 @@ def qkv(
 
 
 def _qkv_tensors(call: Qkv) -> tuple[Tensor, ...]:
-    bias, q_norm, k_norm = (
-        call.x if t is None else t for t in (call.bias, call.q_norm, call.k_norm)
+    norm, bias, q_norm, k_norm = (
+        call.x if t is None else t for t in (call.norm, call.bias, call.q_norm, call.k_norm)
     )
     return (
-        call.x, call.norm, call.weight, bias, q_norm, k_norm,
+        call.x, norm, call.weight, bias, q_norm, k_norm,
         call.place, call.q, call.keys, call.values,
     )  # fmt: skip
 
@@ -304,7 +305,7 @@ def attend(
         named = [_attend_tensors(call) for call in members]
         table = launcher.table(named, aligned=(0, 1, 2, 4, 8))
     q, keys, values, place, part, top, total, count, out = _attend_tensors(one)
-    tile = attention_tile(width)
+    tile = attention_tile(shape.head_dim)
     attend_kernel[(shape.kv_heads, launcher.splits, len(members))](
         q,
         keys,
@@ -424,16 +425,21 @@ def output(
     )
 
 
-def gather(launcher: Launcher, rings: Tensor, place: Tensor, out: Tensor) -> None:
-    """States of every tap at its lag, from rings [K, RING + 1, H] into out [K, 1, H].
+def gather(
+    launcher: Launcher, rings: Tensor, norms: Tensor | None, eps: float, place: Tensor, out: Tensor
+) -> None:
+    """States of every tap at its lag, from rings [K, RING + 1, H] into out [K, H].
 
-    ``place`` [2 + L, 2]: first row, position of the newest token.
+    Those of lag 1 and more are normed by ``norms`` [K - 1, H]. ``place`` [2 + L, 2]: first row,
+    position of the newest token.
     """
     taps, ring, hidden = rings.shape
     gather_kernel[(taps,)](
         rings,
+        norms if norms is not None else rings,
         place,
         out,
+        eps,
         RING=ring - 1,
         H=hidden,
         BH=power_of_two(hidden),

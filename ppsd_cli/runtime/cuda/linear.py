@@ -146,6 +146,70 @@ def _row_products(
 
 
 @triton.jit
+def _short_products(
+    x_ptr,
+    norm_ptr,
+    w_ptr,
+    low,
+    high,
+    ok,
+    K: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    NORM: tl.constexpr,
+    PAIRED: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """``_row_products`` for K of at most four tiles: all weights are on their way before the wait."""
+    cols = tl.arange(0, BK)
+    EVEN: tl.constexpr = K % BK == 0
+    PARTS: tl.constexpr = (K + BK - 1) // BK
+    low_0 = _weights(w_ptr, low, ok, cols, K, EVEN)
+    low_1, low_2, low_3 = low_0, low_0, low_0
+    if PARTS > 1:
+        low_1 = _weights(w_ptr, low, ok, BK + cols, K, EVEN)
+    if PARTS > 2:
+        low_2 = _weights(w_ptr, low, ok, 2 * BK + cols, K, EVEN)
+    if PARTS > 3:
+        low_3 = _weights(w_ptr, low, ok, 3 * BK + cols, K, EVEN)
+    high_0, high_1, high_2, high_3 = low_0, low_0, low_0, low_0
+    if PAIRED:
+        high_0 = _weights(w_ptr, high, ok, cols, K, EVEN)
+        if PARTS > 1:
+            high_1 = _weights(w_ptr, high, ok, BK + cols, K, EVEN)
+        if PARTS > 2:
+            high_2 = _weights(w_ptr, high, ok, 2 * BK + cols, K, EVEN)
+        if PARTS > 3:
+            high_3 = _weights(w_ptr, high, ok, 3 * BK + cols, K, EVEN)
+    wait_for_predecessor(PDL)
+    sums_low = tl.zeros([BN, BK], dtype=tl.float32)
+    sums_high = tl.zeros([BN, BK], dtype=tl.float32)
+    squares = tl.zeros([BK], dtype=tl.float32)
+    for part in tl.static_range(PARTS):
+        here = part * BK + cols
+        x = tl.load(x_ptr + here, mask=here < K, other=0.0).to(tl.float32)
+        if NORM:
+            squares += x * x
+            x = x * tl.load(norm_ptr + here, mask=here < K, other=0.0).to(tl.float32)
+        if part == 0:
+            tile, pair = low_0, high_0
+        elif part == 1:
+            tile, pair = low_1, high_1
+        elif part == 2:
+            tile, pair = low_2, high_2
+        else:
+            tile, pair = low_3, high_3
+        sums_low += tile.to(tl.float32) * x[None, :]
+        if PAIRED:
+            sums_high += pair.to(tl.float32) * x[None, :]
+    a = tl.sum(sums_low, axis=1)[:, None]
+    b = a
+    if PAIRED:
+        b = tl.sum(sums_high, axis=1)[:, None]
+    return a, b, tl.sum(squares, axis=0) + tl.zeros([1], dtype=tl.float32)
+
+
+@triton.jit
 def products(
     x_ptr,
     norm_ptr,
@@ -170,6 +234,10 @@ def products(
     if DOT:
         a, b, squares = _dot_products(
             x_ptr, norm_ptr, w_ptr, low, high, ok, W, K, BN, BK, WP, NORM, PAIRED, PDL
+        )
+    elif K <= 4 * BK:
+        a, b, squares = _short_products(
+            x_ptr, norm_ptr, w_ptr, low, high, ok, K, BN, BK, NORM, PAIRED, PDL
         )
     else:
         a, b, squares = _row_products(
@@ -273,6 +341,7 @@ def qkv_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     WP: tl.constexpr,
+    NORM: tl.constexpr,
     BIAS: tl.constexpr,
     HEAD_NORM: tl.constexpr,
     DOT: tl.constexpr,
@@ -284,19 +353,20 @@ def qkv_kernel(
     A program owns BN pairs (j, j + D/2) of rotary dimensions, over all heads in a row; with norms
     of single heads (``HEAD_NORM``) BN is D/2, one head a program. ``place_ptr`` [W, 2]: position
     and slot of each row. ``head_stride``: slots of a cache times D. N is 0 for keys of a tap.
-    ``GROUPED``: as in ``linear_kernel``, with ``table_ptr`` [members, 10].
+    ``GROUPED``: as in ``linear_kernel``, with ``table_ptr`` [members, 11], which also holds the stride.
     """
     if GROUPED:
-        x_ptr = shifted(x_ptr, table_ptr, 10, 0)
-        norm_ptr = shifted(norm_ptr, table_ptr, 10, 1)
-        w_ptr = shifted(w_ptr, table_ptr, 10, 2)
-        bias_ptr = shifted(bias_ptr, table_ptr, 10, 3)
-        q_norm_ptr = shifted(q_norm_ptr, table_ptr, 10, 4)
-        k_norm_ptr = shifted(k_norm_ptr, table_ptr, 10, 5)
-        place_ptr = shifted_plainly(place_ptr, table_ptr, 10, 6)
-        q_ptr = shifted(q_ptr, table_ptr, 10, 7)
-        keys_ptr = shifted(keys_ptr, table_ptr, 10, 8)
-        values_ptr = shifted(values_ptr, table_ptr, 10, 9)
+        x_ptr = shifted(x_ptr, table_ptr, 11, 0)
+        norm_ptr = shifted(norm_ptr, table_ptr, 11, 1)
+        w_ptr = shifted(w_ptr, table_ptr, 11, 2)
+        bias_ptr = shifted(bias_ptr, table_ptr, 11, 3)
+        q_norm_ptr = shifted(q_norm_ptr, table_ptr, 11, 4)
+        k_norm_ptr = shifted(k_norm_ptr, table_ptr, 11, 5)
+        place_ptr = shifted_plainly(place_ptr, table_ptr, 11, 6)
+        q_ptr = shifted(q_ptr, table_ptr, 11, 7)
+        keys_ptr = shifted(keys_ptr, table_ptr, 11, 8)
+        values_ptr = shifted(values_ptr, table_ptr, 11, 9)
+        head_stride = tl.load(table_ptr + tl.program_id(2) * 11 + 10)
     half: tl.constexpr = D // 2
     pair = tl.program_id(0) * BN + tl.arange(0, BN)
     ok = pair < (N + 2 * M) * half
@@ -315,14 +385,15 @@ def qkv_kernel(
         BN,
         BK,
         WP,
-        True,
+        NORM,
         True,
         DOT,
         PDL,
     )
-    factor = tl.rsqrt(squares / K + eps)[None, :]
-    low = low * factor
-    high = high * factor
+    if NORM:
+        factor = tl.rsqrt(squares / K + eps)[None, :]
+        low = low * factor
+        high = high * factor
     if BIAS:
         low += tl.load(bias_ptr + low_rows, mask=ok, other=0.0).to(tl.float32)[:, None]
         high += tl.load(bias_ptr + low_rows + half, mask=ok, other=0.0).to(tl.float32)[:, None]

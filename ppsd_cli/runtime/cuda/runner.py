@@ -15,7 +15,7 @@ from torch import Tensor
 from ppsd_cli.core.choose import choose
 from ppsd_cli.core.events import Span, Ticked
 from ppsd_cli.core.plan import Bubble, Node, Plan, Prompt, Request, Sampling, Step, Target, TickResult
-from ppsd_cli.errors import StageError
+from ppsd_cli.errors import ConfigError, StageError
 from ppsd_cli.model.cache import Rows
 from ppsd_cli.model.heads import DraftHead
 from ppsd_cli.model.stage import Stage
@@ -86,7 +86,12 @@ class GraphRunner:
 
     @torch.inference_mode()
     def submit(self, plan: Plan) -> None:
-        """Launch one tick; for a prompt chunk, run it through all stages."""
+        """Launch one tick; for a prompt chunk, run it through all stages.
+
+        ConfigError for EESD, whose bursts this runner does not know.
+        """
+        if isinstance(plan, Prompt) and plan.request is not None and plan.request.draft_length:
+            raise ConfigError("EESD does not run on the CUDA engine yet; use --devices cpu")
         with self._recorder.stream():
             if isinstance(plan, Prompt):
                 self._asked.append(self._prompt(plan))

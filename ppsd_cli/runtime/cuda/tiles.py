@@ -11,7 +11,7 @@ ROWS = 16
 """Rows that a tensor-core product is padded to; the widest call."""
 
 
-SPLIT = 256
+SPLIT = 512
 """Slots that one program of attention reads, where that takes at most ``ATTENTION`` programs."""
 
 ATTENTION = 32
@@ -44,9 +44,11 @@ def choose_tile(inner: int, outer: int, *, width: int, paired: bool, narrow: boo
     if not narrow:
         return Tile(16, min(power_of_two(inner), 256), 4)
     if inner <= 1024:
-        return Tile(8 if paired and outer >= 1024 else 4, power_of_two(inner), 4)
+        if outer >= 8192:
+            return Tile(8, 256, 4)
+        return Tile(16 if paired and outer >= 1024 else 8, min(256, power_of_two(inner)), 8)
     if inner <= 2048:
-        return Tile(4, power_of_two(inner), 8)
+        return Tile(8, 512, 8)
     if paired:
         return Tile(4, 512, 8) if outer >= 8192 else Tile(2, 512, 4)
     if outer >= 65536:
@@ -54,7 +56,6 @@ def choose_tile(inner: int, outer: int, *, width: int, paired: bool, narrow: boo
     return Tile(4, 512, 4) if inner > 8192 else Tile(4, 2048, 8)
 
 
-def attention_tile(width: int) -> Tile:
+def attention_tile(head_dim: int) -> Tile:
     """Slots a step, warps and pipelining of attention."""
-    del width
-    return Tile(0, 128, 8, True, 2)
+    return Tile(0, 128 if head_dim <= 64 else 64, 4, True, 2)
