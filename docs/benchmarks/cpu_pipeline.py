@@ -48,9 +48,7 @@ def run(engine: Engine, prompt: tuple[int, ...], tokens: int, drafting: bool | D
     stats, ids, commits = StatsBuilder(engine.runner.stages), [], []
     fresh = False
     limits = Limits(tokens, engine.config.slots)
-    for event in engine.answer(
-        prompt, sampling=SAMPLING, limits=limits, drafting=drafting
-    ):
+    for event in engine.answer(prompt, sampling=SAMPLING, limits=limits, drafting=drafting):
         stats.add(event)
         if isinstance(event, Committed):
             ids.append(event.token_id)

@@ -15,6 +15,7 @@ import statistics
 import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 
 import torch
@@ -119,6 +120,30 @@ def compare(engine: Engine, plan: Plan, plain: list[dict], prompts, options) -> 
     return figures
 
 
+def by_length(engine: Engine, plan: Plan, lengths: list[int]) -> dict[str, float]:
+    """Milliseconds per token of plain decoding behind prompts of these lengths."""
+    found = {}
+    for length in lengths:
+        draws = torch.randint(plan.spec.vocabulary, (length,), generator=torch.manual_seed(length))
+        found[str(length)] = run(engine, tuple(draws.tolist()), 48, False)["token_ms"]
+    note(json.dumps(found))
+    return found
+
+
+def soak(engine: Engine, tokens: int) -> dict[str, float]:
+    """Memory before and after one long answer, in bytes: of the GPU, and of this process."""
+
+    def now() -> tuple[int, int]:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return torch.cuda.memory_allocated(), pages * 4096
+
+    run(engine, (1, 2, 3), tokens // 10, False)
+    before = now()
+    token_ms = run(engine, (1, 2, 3), tokens, False)["token_ms"]
+    gpu, host = (b - a for a, b in zip(before, now(), strict=True))
+    return {"tokens": tokens, "token_ms": token_ms, "gpu_growth": gpu, "host_growth": host}
+
+
 def main() -> None:
     """Run and print JSON."""
     parser = argparse.ArgumentParser()
@@ -130,6 +155,8 @@ def main() -> None:
     parser.add_argument("--acceptance", nargs="*", type=float, default=[])
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--lengths", nargs="*", type=int, default=[])
+    parser.add_argument("--soak", type=int, default=0)
     parser.add_argument("--unchained", action="store_true", help="no dependent launches")
     parser.add_argument("--context", type=int, default=2048)
     options = parser.parse_args()
@@ -162,6 +189,10 @@ def main() -> None:
         "stages": {},
     }
     note(json.dumps(report["ar"]))
+    report["token_ms_by_length"] = by_length(engine, plan, options.lengths)
+    if options.soak:
+        report["soak"] = soak(engine, options.soak)
+        note(json.dumps(report["soak"]))
     engine.close()
     del engine
     wanted = [replace(base, decoder="ppsd", stages=n) for n in options.stages]

@@ -21,7 +21,7 @@ from ppsd_cli.model.layers import LayerWeights, Shape
 from ppsd_cli.model.shapes import SHAPES
 from ppsd_cli.model.spec import ModelSpec
 from ppsd_cli.runtime.cuda import launch
-from ppsd_cli.runtime.cuda.launch import Launcher, Noise, Votes
+from ppsd_cli.runtime.cuda.launch import Launcher, Votes
 from ppsd_cli.runtime.cuda.tiles import Tile, power_of_two
 
 FEW = 2**28
