@@ -15,8 +15,9 @@ from models import forced_drafts
 from ppsd_cli.core.events import Committed, Entered, FinishReason, Outcome
 from ppsd_cli.core.plan import Sampling
 from ppsd_cli.errors import StageError
+from ppsd_cli.runtime.cuda.tiles import SPLIT
 
-COUNT = 8
+COUNT = 7
 _MISSING = triton_cpu.missing()
 _GPU = [
     pytest.mark.gpu,
@@ -86,8 +87,19 @@ def test_every_architecture(small, plain, kind):
     check_like_local(model, run, split, text, head="raw")
 
 
-@pytest.mark.parametrize("split", [(2, 2), (1, 2, 1), (1, 1, 1, 1)], ids=str)
-@pytest.mark.parametrize("pattern", ["always", "never", "alternating", "thirds"])
+@pytest.mark.parametrize(
+    ("split", "pattern"),
+    [
+        ((2, 2), "always"),
+        ((2, 2), "never"),
+        ((2, 2), "alternating"),
+        ((1, 2, 1), "always"),
+        ((1, 2, 1), "thirds"),
+        ((1, 1, 1, 1), "never"),
+        ((1, 1, 1, 1), "thirds"),
+    ],
+    ids=str,
+)
 def test_guesses_right_never_and_sometimes(small, plain, split, pattern):
     reference = plain("llama", 12)
     guesses = forced_drafts(reference.ids, pattern, VOCABULARY)
@@ -124,7 +136,7 @@ def test_draft_heads(small, plain, kind, split, taps, changes):
     guesses = forced_drafts(reference.ids, "thirds", VOCABULARY)[:4]
     run = ask(model.graph(split, head=head), prompt(11), count=COUNT, forced=guesses)
     assert_exact(run, reference)
-    assert len(cuda_cases.drafts(run.results)) >= 6
+    assert len(cuda_cases.drafts(run.results)) >= COUNT - 2
     check_like_local(model, run, split, prompt(11), head=head, forced=guesses)
 
 
@@ -237,8 +249,8 @@ def test_context_edge(small, plain, slots):
 
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 def test_longer_than_one_program_of_attention(small, kind):
-    """The answer passes slot 128, where attention begins to join partial results."""
-    model, text = small(kind), prompt(125)
+    """The answer passes the slot from which on attention joins partial results."""
+    model, text = small(kind), prompt(SPLIT - 3)
     reference = model.plain(text, 6)
     check_like_local(model, reference, (model.layers,), text, head=None, drafting=False, count=6)
     head = model.head(((1, 0), (model.layers, 1)), blocks=1)

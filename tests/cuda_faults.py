@@ -1,0 +1,168 @@
+"""Faults for test_cuda_faults.py: a text of a kernel's source and what stands there instead.
+
+Each with the module of ``ppsd_cli.runtime.cuda`` and the check that must notice.
+"""
+
+FAULTS: dict[str, tuple[str, str, str, str]] = {
+    # the rule
+    "every answer of the model counts, void or not": (
+        "control",
+        "live = (arrived > 0) & (tl.load(node + 1) == epoch)",
+        "live = arrived > 0",
+        "chain",
+    ),
+    "a flush does not raise the epoch": (
+        "control",
+        "tl.store(board_ptr + 1, epoch + 1)",
+        "tl.store(board_ptr + 1, epoch)",
+        "chain",
+    ),
+    "a wrong guess is accepted": (
+        "control",
+        "accepted = live & fed & (tl.load(heir + 3) == target)",
+        "accepted = live & fed",
+        "chain",
+    ),
+    "a right guess is thrown away": (
+        "control",
+        "accepted = live & fed & (tl.load(heir + 3) == target)",
+        "accepted = live & fed & (tl.load(heir + 3) == target + 1)",
+        "chain",
+    ),
+    "what leaves the last stage is looked up a tick late": (
+        "control",
+        "node = ledger_ptr + ((tick + 64 - STAGES) % 64) * 5",
+        "node = ledger_ptr + ((tick + 64 - STAGES - 1) % 64) * 5",
+        "chain",
+    ),
+    "the successor is looked up a tick late": (
+        "control",
+        "heir = ledger_ptr + ((tick + 64 - STAGES + 1) % 64) * 5",
+        "heir = ledger_ptr + ((tick + 64 - STAGES + 2) % 64) * 5",
+        "chain",
+    ),
+    "a bubble counts as a successor": (
+        "control",
+        "fed = (tl.load(heir) > 0) & (tl.load(heir + 1) == epoch)",
+        "fed = tl.load(heir + 1) == epoch",
+        "naive",
+    ),
+    # what enters
+    "the correction is dropped": (
+        "control",
+        "tl.store(board_ptr + 2, 1)",
+        "tl.store(board_ptr + 2, 0)",
+        "chain",
+    ),
+    "the correction comes one position late": (
+        "control",
+        "tl.store(board_ptr + 3, tl.load(node + 2) + 1)",
+        "tl.store(board_ptr + 3, tl.load(node + 2) + 2)",
+        "chain",
+    ),
+    "the correction is fed again and again": (
+        "control",
+        "tl.store(board_ptr + 2, tl.where(enters, 0, due.to(tl.int64)))",
+        "tl.store(board_ptr + 2, due.to(tl.int64))",
+        "chain",
+    ),
+    "forced guesses are off by one": (
+        "control",
+        "index = guessed_at - tl.load(board_ptr + 9)",
+        "index = guessed_at - tl.load(board_ptr + 9) + 1",
+        "chain",
+    ),
+    "one token is fed too many": (
+        "control",
+        "enters & (position < tl.load(board_ptr + 7))",
+        "enters & (position <= tl.load(board_ptr + 7))",
+        "chain",
+    ),
+    "serials stand still": (
+        "control",
+        "tl.store(board_ptr + 5, serial + enters.to(tl.int64))",
+        "tl.store(board_ptr + 5, serial)",
+        "chain",
+    ),
+    # where rows belong
+    "bubbles write to a slot that is seen": (
+        "control",
+        "tl.store(place_ptr + s * 2 + 1, tl.where(there, position, trash))",
+        "tl.store(place_ptr + s * 2 + 1, tl.where(there, position, 0))",
+        "chain",
+    ),
+    "a stage works at the position of the stage before": (
+        "control",
+        "inside = ledger_ptr + ((tick + 64 - s) % 64) * 5",
+        "inside = ledger_ptr + ((tick + 64 - s + 1) % 64) * 5",
+        "chain",
+    ),
+    "a row is written beside its slot": (
+        "control",
+        "tl.store(place_ptr + 1, tl.where(enters, position, trash))",
+        "tl.store(place_ptr + 1, tl.where(enters, position + 1, trash))",
+        "chain",
+    ),
+    # the draft head
+    "tapped states enter their ring one place off": (
+        "control",
+        "tl.load(left + 2) % RING",
+        "(tl.load(left + 2) + 1) % RING",
+        "chain",
+    ),
+    "every lag reads the newest state": (
+        "control",
+        "position = tl.load(place_ptr) - i",
+        "position = tl.load(place_ptr)",
+        "chain",
+    ),
+    "the last lag is cached at the newest slot": (
+        "control",
+        "slot = tl.where(there & (behind >= 0), behind, trash)",
+        "slot = tl.where(there & (behind >= 0), position, trash)",
+        "chain",
+    ),
+    "the head's first tick, a bubble, writes to a slot that is seen": (
+        "control",
+        "slot = tl.where(there & (behind >= 0), behind, trash)",
+        "slot = tl.maximum(behind, 0)",
+        "chain",
+    ),
+    "the cache is seen up to the newest slot beside the near lags": (
+        "attention",
+        "hide = slot[None, :] > position[:, None] - LAG",
+        "hide = slot[None, :] > position[:, None]",
+        "chain",
+    ),
+    # attention and choice
+    "a row does not see itself": (
+        "attention",
+        "end = tl.maximum(last + 1 - LAG, 0)",
+        "end = tl.maximum(last - LAG, 0)",
+        "chain",
+    ),
+    "the window is one slot too wide": (
+        "attention",
+        "slot[None, :] <= position[:, None] - WINDOW",
+        "slot[None, :] < position[:, None] - WINDOW",
+        "window",
+    ),
+    "partial results of attention are joined without their scale": (
+        "attention",
+        "out += share[:, None] * piece",
+        "out += piece",
+        "long",
+    ),
+    "the counter of finished splits is not reset": (
+        "attention",
+        "tl.store(count_ptr + m, 0)",
+        "tl.store(count_ptr + m, 2)",
+        "long",
+    ),
+    "noise of the position before": (
+        "choice",
+        ".to(tl.int64) + 1",
+        ".to(tl.int64)",
+        "sampled",
+    ),
+}
