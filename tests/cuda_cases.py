@@ -15,9 +15,11 @@ from models import Recorder, Run, Tiny, answer, prompt_of, save_head
 
 from ppsd_cli.core.events import Committed, Entered, Event, Finished, Flushed, Ticked, Verified
 from ppsd_cli.core.plan import Plan, Runner, TickResult
+from ppsd_cli.runtime.cuda.tiles import SPLIT
 from ppsd_cli.runtime.pipeline import local_runner
 
-VOCABULARY, CONTEXT, CHUNK, WINDOW = 48, 320, 8, 8
+VOCABULARY, CHUNK, WINDOW = 48, 8, 8
+CONTEXT = SPLIT + 64
 _SHAPE = {
     "hidden_size": 24,
     "intermediate_size": 24,
@@ -25,7 +27,7 @@ _SHAPE = {
     "num_key_value_heads": 1,
     "head_dim": 16,
     "vocab_size": VOCABULARY,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": CONTEXT,
     "initializer_range": 0.3,
     "bos_token_id": None,
     "eos_token_id": None,

@@ -1,0 +1,106 @@
+"""Compiles for a Hopper GPU every kernel that a pipeline of a shape launches; run by a test.
+
+No GPU is needed: tensors have a shape and a format but no memory (torch's meta device), and a
+launch ends when the kernel is compiled. Prints one line of JSON for each kernel that was made.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from ppsd_cli.core.plan import Sampling
+from ppsd_cli.model import random_weights
+from ppsd_cli.model.shapes import SHAPES
+from ppsd_cli.runtime.cuda import clock
+from ppsd_cli.runtime.cuda.launch import Launcher
+from ppsd_cli.runtime.cuda.ticks import Pod, TickKind
+from ppsd_cli.runtime.pipeline import PipelineConfig, load_head, load_worker
+
+SAMPLINGS = (
+    Sampling(),
+    Sampling(temperature=0.7),
+    Sampling(temperature=0.7, top_k=50, top_p=0.9, min_p=0.02),
+)
+_run = JITFunction.run
+_made: dict[tuple[str, str], dict[str, Any]] = {}
+
+
+class NoDriver:
+    """Names a GPU that need not be there."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+
+def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+    """In the place of a launch."""
+    del warmup
+    since = time.perf_counter()
+    kernel = _run(self, *args, grid=grid, warmup=True, **kwargs)
+    seconds = round(time.perf_counter() - since, 2)
+    key = (self.__name__, kernel.hash)
+    facts = {"kernel": self.__name__, "seconds": seconds, "shared": kernel.metadata.shared}
+    _made.setdefault(key, facts | {"machine_code": len(kernel.asm["cubin"])})
+
+
+def no_numbers(self: Any, _name: str, shape: tuple[int, ...], *, std: float, dtype: Any) -> Tensor:
+    """In the place of random numbers."""
+    del std
+    return torch.empty(shape, dtype=dtype, device=self.device)
+
+
+def pods(shape: str, dtype: str) -> Iterator[tuple[Pod, list[TickKind]]]:
+    """Pipelines without memory and the ticks that they may be asked for."""
+    layers = SHAPES[shape].layers
+    half, third = layers // 2, layers // 3
+    for split, head in (
+        ((layers,), None),
+        ((half, layers - half), "random:block"),
+        ((third, third, layers - 2 * third), "random:deep"),
+    ):
+        config = PipelineConfig(
+            f"random:{shape}", "", split, ("meta",) * len(split), dtype, slots=4097, head=head
+        )
+        stages = [load_worker(config, s).stage for s in range(config.stages)]
+        launcher = Launcher(clock=True, chained=True, slots=config.slots)
+        kinds = [TickKind((s,), drafts=False) for s in range(config.stages)]
+        if head is not None:
+            kinds.append(TickKind(tuple(range(config.stages)), drafts=True))
+        yield Pod(launcher, stages, load_head(config, stages[0])), kinds
+
+
+def in_turn(branches: Sequence[Callable[[], None]]) -> None:
+    """Branches of a tick one after the other."""
+    for branch in branches:
+        branch()
+
+
+def main(shape: str, dtype: str) -> None:
+    triton.runtime.driver.set_active(NoDriver())
+    JITFunction.run = compile_only
+    random_weights.Noise.normal = no_numbers
+    clock._now_kernel[(1,)](torch.empty(1, dtype=torch.int64, device="meta"))
+    for pod, kinds in pods(shape, dtype):
+        for kind in kinds:
+            for sampling in SAMPLINGS:
+                pod.tick(kind, sampling, in_turn)
+    for facts in _made.values():
+        sys.stdout.write(json.dumps(facts) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
