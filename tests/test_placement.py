@@ -16,6 +16,7 @@ from ppsd_cli.runtime.placement import (
     balance,
     check_split,
     choose_split,
+    costs_in_step,
     costs_of,
     layer_parameters,
 )
@@ -150,3 +151,9 @@ def test_pipeline_config_travels_as_json():
     assert config.part(0).embeds
     assert not config.part(0).predicts
     assert config.part(1).predicts
+
+
+def test_stages_in_step_share_the_layers_evenly() -> None:
+    split = choose_split(30, stages=3, exit_layer=10, costs=costs_in_step())
+    assert split == (10, 10, 10)
+    assert choose_split(32, stages=4, exit_layer=None, costs=costs_in_step()) == (8, 8, 8, 8)

@@ -35,10 +35,17 @@ from ppsd_cli.runtime.engine import (
     choose_devices,
     choose_dtype,
     default_threads,
+    on_one_gpu,
     open_engine,
 )
 from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
-from ppsd_cli.runtime.placement import check_split, choose_split, costs_of, default_stages
+from ppsd_cli.runtime.placement import (
+    check_split,
+    choose_split,
+    costs_in_step,
+    costs_of,
+    default_stages,
+)
 
 DEFAULT_CONTEXT = 8192
 RANDOM_NOTE = "random weights: only the time has a meaning, not the tokens"
@@ -177,6 +184,11 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
     )
     notes = [f"decoder ar: {reason}"] if reason else []
     notes += notes_on_head(head)
+    if devices[0].startswith("cuda") and not on_one_gpu(devices):
+        notes.append(
+            "no CUDA graphs here (they need Triton and all stages on one GPU): kernels are "
+            "launched one by one, which is several times slower"
+        )
     real = random_model(files.folder) is None
     notes += generation_warnings(files.folder) if real else [RANDOM_NOTE]
     return Plan(
@@ -241,6 +253,8 @@ def _split(
         head, info, draft_vocab=settings.draft_vocab, vocabulary=spec.vocabulary
     )
     costs = costs_of(spec, blocks=blocks, draft_vocab=vocabulary, drafting=decoder != "ar")
+    if on_one_gpu(choose_devices(settings.devices, stages=stages)[0]):
+        costs = costs_in_step()
     return choose_split(spec.layers, stages=stages, exit_layer=exit_layer, costs=costs)
 
 

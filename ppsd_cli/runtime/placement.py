@@ -28,6 +28,14 @@ def costs_of(spec: ModelSpec, *, blocks: int, draft_vocab: int | None, drafting:
     return Costs(lm, head)
 
 
+def costs_in_step() -> Costs:
+    """Costs where the stages share one GPU and go layer by layer in step: only layers count.
+
+    There the LM matrix and the draft head run beside the layers of other stages.
+    """
+    return Costs(0.0, 0.0)
+
+
 def choose_split(
     layers: int, *, stages: int, exit_layer: int | None, costs: Costs
 ) -> tuple[int, ...]:
