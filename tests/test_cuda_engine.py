@@ -14,7 +14,7 @@ from models import forced_drafts
 
 from ppsd_cli.core.events import Committed, Entered, FinishReason, Outcome
 from ppsd_cli.core.plan import Sampling
-from ppsd_cli.errors import ConfigError, StageError
+from ppsd_cli.errors import StageError
 from ppsd_cli.runtime.cuda.tiles import SPLIT
 
 COUNT = 7
@@ -273,10 +273,3 @@ def test_weights_that_are_not_numbers(small, where):
     broken.fill_(float("nan"))
     with pytest.raises(StageError, match="not numbers"):
         ask(runner, prompt(6), count=6)
-
-
-def test_bursts_are_refused(small):
-    """EESD is not there yet: said before anything runs."""
-    runner = small("llama").graph((2, 2))
-    with pytest.raises(ConfigError, match="EESD"):
-        ask(runner, prompt(6), count=3, draft_length=2)

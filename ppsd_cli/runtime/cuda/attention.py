@@ -55,6 +55,7 @@ def attend_kernel(
     SPLITS: tl.constexpr,
     WINDOW: tl.constexpr,
     LAG: tl.constexpr,
+    NEAR: tl.constexpr,
     SCALE: tl.constexpr,
     GROUPED: tl.constexpr,
     PDL: tl.constexpr,
@@ -62,8 +63,9 @@ def attend_kernel(
     """out [W, N * D] of queries [W, N, D]; a row at position p sees slots up to p - LAG.
 
     ``place_ptr`` [W, 2]: positions (and slots) of the rows, ascending. ``WINDOW``: a row sees
-    itself and WINDOW - 1 slots before it (0: all). ``LAG`` > 0 adds the LAG ``near`` keys and
-    values [M, LAG, D] of one row at lags 0 to LAG - 1 (those before position 0 are hidden).
+    itself and WINDOW - 1 slots before it (0: all). ``LAG`` > 0 adds for each row its own ``near``
+    keys and values [M, W * LAG, D] at lags 0 to LAG - 1 (those before position 0 are hidden);
+    ``NEAR``: their number, padded.
     ``GROUPED``: as in ``linear_kernel``, with ``table_ptr`` [members, 9]; without near keys.
     """
     if GROUPED:
@@ -113,12 +115,14 @@ def attend_kernel(
             top, total, out = _attend_tile(q, keys, values, hide, top, total, out, SCALE)
         if LAG > 0:
             if s == 0:
-                lag = tl.arange(0, 16)
-                tile = (m * LAG + lag)[:, None] * D + d[None, :]
-                inside = (lag < LAG)[:, None]
+                near = tl.arange(0, NEAR)
+                lag = near % LAG
+                tile = (m * (W * LAG) + near)[:, None] * D + d[None, :]
+                inside = (near < W * LAG)[:, None]
                 keys = tl.load(near_keys_ptr + tile, mask=inside, other=0.0)
                 values = tl.load(near_values_ptr + tile, mask=inside, other=0.0)
-                hide = (lag[None, :] >= LAG) | (lag[None, :] > position[:, None])
+                hide = (near // LAG)[None, :] != row[:, None]
+                hide = hide | (near >= W * LAG)[None, :] | (lag[None, :] > position[:, None])
                 top, total, out = _attend_tile(q, keys, values, hide, top, total, out, SCALE)
         if splits == 1:
             result = out / total[:, None]

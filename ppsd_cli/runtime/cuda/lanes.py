@@ -4,6 +4,7 @@ Shapes: W rows, H hidden, N query heads, D head size, F intermediate, K taps, L 
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -89,12 +90,21 @@ class Chooser:
     def __init__(self, launcher: Launcher, head: Output, *, width: int) -> None:
         self._launcher, self._head = launcher, head
         self._matrix = rows_of(head.lm_matrix)
+        self._make_room(width)
+
+    def _make_room(self, width: int) -> None:
         columns, inner = self._matrix.shape
         device = self._matrix.device
         tile = launch.output_tile(inner, columns, width=width, dtype=self._matrix.dtype)
         self.logits = torch.zeros(width, columns, dtype=torch.float32, device=device)
         self._votes = Votes.of(width, -(-columns // tile.rows), device)
         self._cut_votes = Votes.of(width, -(-columns // _VOTE_TILE), device)
+
+    def widened(self, width: int) -> "Chooser":
+        """The same LM head with room for ``width`` rows."""
+        other = copy(self)
+        other._make_room(width)
+        return other
 
     @property
     def token_ids(self) -> Tensor | None:
@@ -114,9 +124,12 @@ class Chooser:
         *,
         stamp: Stamp | None = None,
         first: bool = False,
+        logits: Tensor | None = None,
     ) -> None:
-        """Votes for the token after each row of x [W, H]."""
-        cut = is_cut(sampling)
+        """Votes for the token after each row of x [W, H]. ``logits`` [W, V]: where they are left,
+        if not in the chooser's own.
+        """
+        cut, logits = is_cut(sampling), self.logits if logits is None else logits
         launch.output(
             self._launcher,
             x,
@@ -124,7 +137,7 @@ class Chooser:
             self._matrix,
             eps=self._head.eps,
             place=place,
-            logits=self.logits,
+            logits=logits,
             votes=self._votes,
             noise=noise if sampling.temperature > 0 and not cut else None,
             token_ids=self.token_ids,
@@ -132,7 +145,7 @@ class Chooser:
             first=first,
         )
         if cut:
-            self._vote(restrict(self.logits / noise.temperature, sampling), place, noise)
+            self._vote(restrict(logits / noise.temperature, sampling), place, noise)
 
     def _vote(self, scores: Tensor, place: Tensor, noise: Noise) -> None:
         width, columns = scores.shape
@@ -275,7 +288,7 @@ class StageLane:
         stage's last layer.
         """
         self.stage, self._source, self._states = stage, source, states
-        spec = stage.spec
+        self._launcher, spec = launcher, stage.spec
         windows = spec.windows[stage.part.first : stage.part.last]
         pairs = zip(stage.layers, windows, strict=True)
         self._blocks = [Block.of(weights, window) for weights, window in pairs]
@@ -287,6 +300,18 @@ class StageLane:
 
     def __len__(self) -> int:
         return len(self._blocks)
+
+    def over(self, source: Tensor, states: dict[int, Tensor]) -> "StageLane":
+        """The same layers over other buffers, for as many rows as those have; weights are shared.
+
+        Another width has work buffers of its own. The LM head stays as it is.
+        """
+        lane = copy(self)
+        lane._source, lane._states = source, states
+        if source.shape[0] != self._source.shape[0]:
+            middle = self.stage.spec.intermediate
+            lane._scratch = Scratch.of(self._launcher, self.shape, middle=middle, source=source)
+        return lane
 
     @property
     def result(self) -> Tensor:
@@ -310,9 +335,11 @@ class StageLane:
 
 
 class HeadLane:
-    """The draft head for one row, on the lagged view; see ``model.heads``.
+    """The draft head on the lagged view, for one row or for the newest few; see ``model.heads``.
 
     ``rings`` [K, RING + 1, H] hold the tapped states by position; the last place is for bubbles.
+    ``taps`` [K, W, H] and ``joined`` [W, L * H] are what a call reads: the states of each lag, and
+    those of lag 1 and more beside each other.
     """
 
     def __init__(self, launcher: Launcher, head: DraftHead, shape: Shape) -> None:
@@ -326,21 +353,54 @@ class HeadLane:
         )
         self.lags = taps - 1
         middle = max((b.down.shape[1] for b in self._blocks), default=1)
-        middle = max([middle, *(m.down.shape[0] for m in weights.mlps)])
+        self._middle = max([middle, *(m.down.shape[0] for m in weights.mlps)])
         self._mlps = [(m.norm, rows_of(m.gate_up), rows_of(m.down)) for m in weights.mlps]
-        self._taps = torch.zeros(taps, 1, hidden, dtype=states.dtype, device=states.device)
-        self._scratch = Scratch.of(launcher, shape, middle=middle, source=self._taps[0])
-        self._fused = torch.zeros(1, hidden, dtype=states.dtype, device=states.device)
         self.chooser = Chooser(launcher, weights.output, width=1)
         if self.lags:
             assert weights.deep is not None
             self._kv = [rows_of(kv) for kv in weights.deep.kv]
             self._fuse = torch.cat([rows_of(fuse) for fuse in weights.deep.fuse], dim=1)
-            near = torch.zeros(
-                2, shape.kv_heads, self.lags, shape.head_dim, dtype=states.dtype,
-                device=states.device,
-            )
-            self._near = Near(near[0], near[1])
+        self._make_room(1)
+
+    def _make_room(self, width: int) -> None:
+        taps, _, hidden = self.rings.shape
+        shape = self._shape
+
+        def room(*sizes: int) -> Tensor:
+            return torch.zeros(*sizes, dtype=self.rings.dtype, device=self.rings.device)
+
+        self.width = width
+        self.taps = room(taps, width, hidden)
+        self._scratch = Scratch.of(
+            self._launcher, shape, middle=self._middle, source=self.taps[0]
+        )
+        self._fused = room(width, hidden)
+        self.joined = self.taps[1:].view(1, -1) if width == 1 else room(width, self.lags * hidden)
+        if self.lags:
+            near = room(2, shape.kv_heads, width * self.lags, shape.head_dim)
+            self._near = Near(near[0], near[1], width)
+
+    def widened(self, width: int) -> "HeadLane":
+        """The same head, caches and rings with room for ``width`` rows; guesses after the last."""
+        other = copy(self)
+        other._make_room(width)
+        return other
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether a row is seen by later ones, and so must be right."""
+        return bool(self._blocks)
+
+    @property
+    def norms(self) -> Tensor | None:
+        """Norms [L, H] of the states of lag 1 and more."""
+        deep = self._head.weights.deep
+        return None if deep is None else deep.norms
+
+    @property
+    def eps(self) -> float:
+        """Epsilon of the norms."""
+        return self._shape.rms_eps
 
     def adopt(self) -> None:
         """Take over the tapped states that prefill has left in the head."""
@@ -350,12 +410,22 @@ class HeadLane:
         """Votes for the guess after the newest token. ``place`` [2 + L, 2]: its position and
         slot, then position and slot of each lag.
         """
-        deep, eps = self._head.weights.deep, self._shape.rms_eps
-        norms = None if deep is None else deep.norms
-        launch.gather(self._launcher, self.rings, norms, eps, place, self._taps)
-        x, work = self._taps[0], self._scratch.work
+        launch.gather(
+            self._launcher, self.rings, self.norms, self._shape.rms_eps, place, self.taps
+        )
+        self.guess(place.view(-1, 1, 2), sampling, noise)
+
+    def guess(
+        self, place: Tensor, sampling: Sampling, noise: Noise, logits: Tensor | None = None
+    ) -> None:
+        """Votes for the guess after the last row, from what is in ``taps`` and ``joined``.
+
+        ``place`` [2 + L, W, 2]: as for ``run``, for every row. ``logits``: see ``Chooser.run``.
+        """
+        x, work = self.taps[0], self._scratch.work
         for norm, gate_up, down in self._mlps:
-            middle = self._scratch.middle[:, : down.shape[1]]
+            inner = down.shape[1]
+            middle = self._scratch.middle.view(-1)[: self.width * inner].view(-1, inner)
             launch.linear(
                 self._launcher,
                 [Linear(x, gate_up, middle, norm=norm)],
@@ -365,23 +435,20 @@ class HeadLane:
             launch.linear(self._launcher, [Linear(middle, down, work, residual=x)])
             x = work
         for index, block in enumerate(self._blocks):
-            call = BlockCall(
-                block, x, work, self._head.caches[index], place[:1], self._scratch
-            )
+            call = BlockCall(block, x, work, self._head.caches[index], place[0], self._scratch)
             if index == 0 and self.lags:
                 self._lagged_block(call, place)
             else:
                 run_blocks(self._launcher, [call], self._shape, self._head.tables)
             x = work
-        self.chooser.run(x, place[:1], sampling, noise)
+        self.chooser.run(x[-1:], place[0, -1:], sampling, noise, logits=logits)
 
     def _lagged_block(self, call: BlockCall, place: Tensor) -> None:
         """The first block of a deep head: own key, those of near taps, the cache of the last."""
         launcher, scratch, shape = self._launcher, self._scratch, self._shape
         near = self._near
         self._keys(call, place)
-        states = self._taps[1:].view(1, -1)
-        launch.linear(launcher, [Linear(states, self._fuse, self._fused, residual=call.x)])
+        launch.linear(launcher, [Linear(self.joined, self._fuse, self._fused, residual=call.x)])
         attention = Attend(
             scratch.q,
             call.cache.keys,
@@ -399,7 +466,7 @@ class HeadLane:
         w, shape = call.block.weights, self._shape
         q, near, tables = self._scratch.q, self._near, self._head.tables
         own = Qkv(
-            call.x, call.block.qkv, w.input_norm, place[1:2], q, near.keys, near.values,
+            call.x, call.block.qkv, w.input_norm, place[1], q, near.keys, near.values,
             w.qkv_bias, w.q_norm, w.k_norm,
         )  # fmt: skip
         launch.qkv(self._launcher, [own], shape=shape, tables=tables)
@@ -407,7 +474,7 @@ class HeadLane:
         targets = [*[near] * (self.lags - 1), call.cache]
         taps = [
             Qkv(
-                self._taps[lag], self._kv[lag - 1], None, place[1 + lag : 2 + lag], q,
+                self.taps[lag], self._kv[lag - 1], None, place[1 + lag], q,
                 target.keys, target.values, bias, w.q_norm, w.k_norm,
             )  # fmt: skip
             for lag, target in enumerate(targets, 1)

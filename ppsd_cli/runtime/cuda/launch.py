@@ -147,15 +147,19 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """Keys and values [M, L, D] of a draft head's newest lags, beside its cache."""
+    """Keys and values [M, W * L, D] of the newest lags of a draft head's rows, beside its cache.
+
+    Row w sees those from w * L on.
+    """
 
     keys: Tensor
     values: Tensor
+    width: int = 1
 
     @property
     def lags(self) -> int:
         """L."""
-        return self.keys.shape[1]
+        return self.keys.shape[1] // self.width
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +335,7 @@ def attend(
         SPLITS=launcher.splits,
         WINDOW=window or 0,
         LAG=near.lags if near else 0,
+        NEAR=max(16, power_of_two(near.keys.shape[1])) if near else 16,
         SCALE=shape.head_dim**-0.5,
         GROUPED=len(members) > 1,
         **launcher.flags(tile, first=False),

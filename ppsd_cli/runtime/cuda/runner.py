@@ -1,6 +1,6 @@
 """The graph runner: answers plans with one graph launch a tick, some ticks ahead of the host.
 
-Prompts run eagerly through the same weights and caches; from the first token on the device decides
+Prompts run eagerly (``prefill.py``); from the first token on the device decides
 by itself (``control.py``) and the host follows what it logs.
 """
 
@@ -12,17 +12,29 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from ppsd_cli.core.choose import choose
 from ppsd_cli.core.events import Span, Ticked
-from ppsd_cli.core.plan import Bubble, Node, Plan, Prompt, Request, Sampling, Step, Target, TickResult
+from ppsd_cli.core.plan import (
+    Bubble,
+    Burst,
+    Node,
+    Plan,
+    Prompt,
+    Request,
+    Sampling,
+    Step,
+    Target,
+    TickResult,
+)
 from ppsd_cli.errors import ConfigError, StageError
-from ppsd_cli.model.cache import Rows
 from ppsd_cli.model.heads import DraftHead
 from ppsd_cli.model.stage import Stage
 from ppsd_cli.runtime.cuda.board import Entry
+from ppsd_cli.runtime.cuda.burst_log import BurstRecord
+from ppsd_cli.runtime.cuda.bursts import MOST_GUESSES, BurstPod
 from ppsd_cli.runtime.cuda.clock import DeviceClock
 from ppsd_cli.runtime.cuda.control import TICKS
 from ppsd_cli.runtime.cuda.lanes import is_cut
+from ppsd_cli.runtime.cuda.prefill import Prefill, not_numbers
 from ppsd_cli.runtime.cuda.recorder import Immediate, Playable, Ready, Recorder
 from ppsd_cli.runtime.cuda.ticks import Pod, TickKind
 
@@ -31,7 +43,10 @@ _LOOKAHEAD = 3
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A tick that was launched (``row``: its number on the device) or that only the host knows."""
+    """A tick that was launched (``row``: its number on the device) or that only the host knows.
+
+    ``burst``: what was launched is a whole burst.
+    """
 
     number: int
     ready: Ready | None
@@ -39,8 +54,8 @@ class _Asked:
     row: int
     begin: float
     nodes: tuple[Node, ...] = ()
-    targets: tuple[Target, ...] = ()
     end: float = 0.0
+    burst: bool = False
 
 
 class GraphRunner:
@@ -64,8 +79,10 @@ class GraphRunner:
         self._row = 0
         self._phase = 0
         self._entries: dict[int, Entry] = {}
-        self._first: tuple[Tensor, int] | None = None
-        self._due_back: deque[tuple[int, Target]] = deque()
+        self._prefill = Prefill(stages, head)
+        self._bursts: dict[int, BurstPod] = {}
+        self._burst: tuple[int, BurstRecord] | None = None
+        self._due_back: deque[tuple[int, tuple[Target, ...]]] = deque()
         self._kept: Tensor | None = None
 
     @property
@@ -75,9 +92,10 @@ class GraphRunner:
 
     @property
     def lookahead(self) -> int:
-        """Ticks that run ahead of the host; none where every tick's logits are wanted."""
-        keeps = self._request is not None and self._request.keep_logits
-        return 0 if keeps else _LOOKAHEAD
+        """Ticks that run ahead of the host, or the next burst; none where logits are wanted."""
+        if self._request is not None and self._request.keep_logits:
+            return 0
+        return self.stages if self._bursting else _LOOKAHEAD
 
     @property
     def pending(self) -> int:
@@ -88,29 +106,34 @@ class GraphRunner:
     def submit(self, plan: Plan) -> None:
         """Launch one tick; for a prompt chunk, run it through all stages.
 
-        ConfigError for EESD, whose bursts this runner does not know.
+        ConfigError for bursts longer than the kernels serve.
         """
-        if isinstance(plan, Prompt) and plan.request is not None and plan.request.draft_length:
-            raise ConfigError("EESD does not run on the CUDA engine yet; use --devices cpu")
         with self._recorder.stream():
             if isinstance(plan, Prompt):
-                self._asked.append(self._prompt(plan))
-            elif self._row == 0 and isinstance(plan, Bubble):
-                self._asked.append(self._quiet())
+                asked = self._prompt(plan)
+            elif isinstance(plan, Burst):
+                asked = self._launch_burst(plan)
+            elif isinstance(plan, Bubble) and (self._row == 0 or self._bursting):
+                asked = self._quiet()
             else:
-                assert isinstance(plan, Step | Bubble)
-                self._asked.append(self._launch(plan))
+                asked = self._launch(plan)
+        self._asked.append(asked)
         self._number += 1
+
+    @property
+    def _bursting(self) -> bool:
+        return self._request is not None and self._request.draft_length > 0
 
     @torch.inference_mode()
     def collect(self) -> TickResult:
         """The oldest tick, when the device has finished it."""
         asked = self._asked.popleft()
         if asked.ready is None:
-            clock = Ticked(asked.number, asked.begin, asked.begin, asked.begin, asked.end)
-            return TickResult(clock, asked.targets, asked.nodes)
+            return TickResult(self._host_clock(asked), self._arrivals(asked.number), asked.nodes)
         asked.ready.synchronize()
         log, stamps, *logits = asked.copies
+        if asked.burst:
+            return self._follow_burst(asked, log.tolist(), stamps.tolist(), logits)
         entry = Entry.of(log.tolist(), stamps.tolist())
         assert entry.tick == asked.row, "the device's log is out of step"
         return self._follow(asked, entry, logits)
@@ -118,65 +141,44 @@ class GraphRunner:
     def close(self) -> None:
         """Let go of graphs and buffers."""
         self._graphs.clear()
+        self._bursts.clear()
 
     # prompts
 
     def _prompt(self, plan: Prompt) -> _Asked:
         begin = perf_counter()
         if plan.request is not None:
-            self._request = plan.request
-            self._row = 0
-            self._phase = 0
-            self._due_back.clear()
-            self._entries.clear()
-        count = len(plan.token_ids)
-        node = Node(self._serial, plan.start, None, count, drafted=False, final=plan.last)
+            self._begin(plan.request)
+        assert self._request is not None
+        node, target = self._prefill.run(plan, self._request, self._serial)
         self._serial += 1
-        first = self.stage_list[0]
-        hidden = first.embed(torch.tensor(plan.token_ids, device=first.device))
-        spans: list[Span] = []
-        for index, stage in enumerate(self.stage_list):
-            since = perf_counter()
-            hidden, taps = stage.forward(hidden, Rows.chain(plan.start, count, stage.device))
-            for depth, states in taps.items():
-                if self._head is not None:
-                    self._head.observe(depth, plan.start, states)
-            spans.append(Span(index, since, perf_counter()))
-        if self._head is not None:
-            self._head.prefill(plan.start, count)
-        target = self._first_target(node, hidden[-1:], tuple(spans))
-        self._due_back.append((self._number + self.stages, target))
-        back = self._arrivals()
-        return _Asked(self._number, None, [], 0, begin, (node,), back, perf_counter())
+        self._due_back.append((self._number + self.stages, (target,)))
+        return _Asked(self._number, None, [], 0, begin, (node,), perf_counter())
 
-    def _first_target(self, node: Node, hidden: Tensor, spans: tuple[Span, ...]) -> Target:
-        if not node.final:
-            return Target(node.serial, None, spans)
-        output, request = self.stage_list[-1].output, self._request
-        assert output is not None
-        assert request is not None
-        position = node.position + node.tokens
-        logits = output.logits(hidden)
-        try:
-            token = choose(
-                logits, request.sampling, torch.tensor([position], device=logits.device)
+    def _begin(self, request: Request) -> None:
+        """A new answer: nothing of the last one comes back."""
+        if request.draft_length > MOST_GUESSES:
+            raise ConfigError(
+                f"--draft-length {request.draft_length}: on a GPU one burst verifies at most "
+                f"{MOST_GUESSES} guesses; choose 1 to {MOST_GUESSES}"
             )
-        except ValueError as error:
-            raise StageError(_not_numbers(str(error), position)) from error
-        self._first = (token, position)
-        kept = logits[0].float().cpu() if request.keep_logits else None
-        return Target(node.serial, int(token[0]), spans, kept)
+        self._request = request
+        self._row = 0
+        self._phase = 0
+        self._due_back.clear()
+        self._entries.clear()
+        self._burst = None
 
-    def _arrivals(self) -> tuple[Target, ...]:
-        back = []
-        while self._due_back and self._due_back[0][0] <= self._number:
-            back.append(self._due_back.popleft()[1])
+    def _arrivals(self, number: int) -> tuple[Target, ...]:
+        """What is due back by tick ``number``."""
+        back: list[Target] = []
+        while self._due_back and self._due_back[0][0] <= number:
+            back.extend(self._due_back.popleft()[1])
         return tuple(back)
 
     def _quiet(self) -> _Asked:
         now = perf_counter()
-        back = self._arrivals()
-        return _Asked(self._number, None, [], 0, now, (), back, perf_counter())
+        return _Asked(self._number, None, [], 0, now, (), perf_counter())
 
     # ticks
 
@@ -184,57 +186,76 @@ class GraphRunner:
         begin = perf_counter()
         request, board = self._request, self._pod.board
         assert request is not None
-        back: tuple[Target, ...] = ()
         self._phase = 0 if isinstance(plan, Step) else self._phase + 1
-        graph = self._graph(request)
-        if self._row == 0:
-            assert self._first is not None, "a step before the prompt's last chunk"
-            token, position = self._first
-            board.begin(request, position=position, token=token, serial=self._serial)
-            if self._pod.head is not None:
-                self._pod.head.adopt()
-            back = self._arrivals()
-        graph.replay()
-        self._row += 1
-        at = self._row % TICKS
-        wanted = [board.log[at], board.stamps[at]]
-        if request.keep_logits:
-            assert self._pod.chooser is not None
-            wanted.append(self._pod.chooser.logits[0])
-            if request.drafting:
-                wanted.append(self._pod.head_logits())
-        copies, ready = self._recorder.fetch(wanted)
-        return _Asked(self._number, ready, copies, self._row, begin, (), back)
-
-    def _graph(self, request: Request) -> Playable:
-        if request.drafting:
-            kind = TickKind(tuple(range(self.stages)), drafts=True)
-        else:
-            kind = TickKind((self._phase % self.stages,), drafts=False)
-        sampling = request.sampling
-        key: tuple[object, ...] = (kind, sampling.temperature > 0)
-        if is_cut(sampling):
-            key += (sampling.top_k, sampling.top_p, sampling.min_p)
-        if key not in self._graphs:
-            if self._row > 0:  # recording runs the tick once: not in the middle of an answer
-                raise AssertionError("a graph is missing in the middle of an answer")
-            self._record_all(request)
-        return self._graphs[key]
-
-    def _record_all(self, request: Request) -> None:
-        """Record every kind of tick that this request may need, while nothing is in flight."""
-        sampling = request.sampling
         kinds = [TickKind(tuple(range(self.stages)), drafts=True)]
         if not request.drafting:
             kinds = [TickKind((s,), drafts=False) for s in range(self.stages)]
-        cut = (sampling.top_k, sampling.top_p, sampling.min_p) if is_cut(sampling) else ()
-        self._pod.board.idle()
         for kind in kinds:
-            key = (kind, sampling.temperature > 0, *cut)
-            self._graphs[key] = self._recorder.record(self._tick(kind, sampling))
+            self._record(kind, self._tick(kind, request.sampling))
+        wanted = [board.log, board.stamps]
+        self._replay(kinds[self._phase % len(kinds)])
+        kept: list[Tensor] = []
+        if request.keep_logits:
+            assert self._pod.chooser is not None
+            kept.append(self._pod.chooser.logits[0])
+            if request.drafting:
+                kept.append(self._pod.head_logits())
+        return self._fetch(begin, wanted, kept)
+
+    def _launch_burst(self, plan: Burst) -> _Asked:
+        begin = perf_counter()
+        request = self._request
+        assert request is not None
+        length = plan.draft_length
+        if length not in self._bursts:
+            self._bursts[length] = BurstPod(self._pod, length)
+        pod = self._bursts[length]
+        self._record(plan, lambda: pod.run(request.sampling))
+        self._replay(plan)
+        kept = [pod.target_logits, pod.draft_logits] if request.keep_logits else []
+        return self._fetch(begin, [pod.log, self._pod.board.stamps], kept, burst=True)
+
+    def _record(self, kind: TickKind | Burst, launches: Callable[[], None]) -> None:
+        """Have a graph of these launches for the request's sampling, while nothing is in flight."""
+        key = self._key(kind)
+        if key in self._graphs:
+            return
+        if self._row > 0:  # recording runs the tick once: not in the middle of an answer
+            raise AssertionError("a graph is missing in the middle of an answer")
+        self._pod.board.idle()
+        self._graphs[key] = self._recorder.record(launches)
+
+    def _key(self, kind: TickKind | Burst) -> tuple[object, ...]:
+        assert self._request is not None
+        sampling = self._request.sampling
+        cut = (sampling.top_k, sampling.top_p, sampling.min_p) if is_cut(sampling) else ()
+        return (kind, sampling.temperature > 0, *cut)
 
     def _tick(self, kind: TickKind, sampling: Sampling) -> Callable[[], None]:
         return lambda: self._pod.tick(kind, sampling, self._recorder.fork)
+
+    def _replay(self, kind: TickKind | Burst) -> None:
+        """Launch; the first time in an answer, tell the device what the answer is to be."""
+        graph = self._graphs[self._key(kind)]
+        if self._row == 0:
+            assert self._request is not None
+            assert self._prefill.first is not None, "a step before the prompt's last chunk"
+            token, position = self._prefill.first
+            self._pod.board.begin(
+                self._request, position=position, token=token, serial=self._serial
+            )
+            if self._pod.head is not None:
+                self._pod.head.adopt()
+        graph.replay()
+        self._row += 1
+
+    def _fetch(
+        self, begin: float, logs: list[Tensor], kept: list[Tensor], *, burst: bool = False
+    ) -> _Asked:
+        """Ask for the tick's row of ``logs``, and for ``kept`` as it is after the tick."""
+        wanted = [log[self._row % TICKS] for log in logs]
+        copies, ready = self._recorder.fetch(wanted + kept)
+        return _Asked(self._number, ready, copies, self._row, begin, burst=burst)
 
     # results
 
@@ -246,7 +267,7 @@ class GraphRunner:
         drafted = times.host(entry.entry_time, asked.begin)
         end = times.host(entry.stage_times[0], perf_counter())
         clock = Ticked(asked.number, begin, begin, drafted, max(end, drafted))
-        targets = asked.targets
+        targets = self._arrivals(asked.number)
         if entry.arrived:
             targets = (*targets, self._target(entry))
         self._kept = logits[0] if logits else None  # of the node that arrives at the next tick
@@ -266,9 +287,33 @@ class GraphRunner:
         kept = (logits[1],) if len(logits) > 1 and entry.drafted else ()
         return TickResult(clock, targets, (node,), kept)
 
+    def _follow_burst(
+        self, asked: _Asked, log: list[list[int]], stamps: list[int], logits: list[Tensor]
+    ) -> TickResult:
+        """Its rows entered in this tick; what the model says of them arrives n ticks later."""
+        assert log[0][0] == asked.row, "the device's log is out of step"
+        record = BurstRecord.of(log, stamps, self._clock)
+        targets, drafts = logits or (None, None)
+        back = self._arrivals(asked.number)
+        if record.rows:
+            self._serial = record.rows[-1].serial + 1
+            self._due_back.append((asked.number + self.stages, record.targets(targets)))
+        self._burst = (asked.number, record)
+        clock = record.clock(asked.number, asked.begin, perf_counter())
+        return TickResult(clock, back, record.nodes, record.guesses(drafts))
+
+    def _host_clock(self, asked: _Asked) -> Ticked:
+        """Times of a tick without a launch: of a prompt chunk, or while a burst is verified."""
+        if self._burst is not None:
+            number, record = self._burst
+            clock = record.bubble(asked.number, asked.number - number)
+            if clock is not None:
+                return clock
+        return Ticked(asked.number, asked.begin, asked.begin, asked.begin, asked.end)
+
     def _target(self, entry: Entry) -> Target:
         if entry.target < 0:
-            raise StageError(_not_numbers("logits are not numbers (NaN)", None))
+            raise StageError(not_numbers("logits are not numbers (NaN)", None))
         fed = entry.tick - self.stages
         return Target(entry.serial, entry.target, self._spans(fed), self._kept)
 
@@ -283,8 +328,3 @@ class GraphRunner:
             begin = self._clock.host(since, 0.0)
             spans.append(Span(s, begin, max(begin, self._clock.host(entry.stage_times[s], begin))))
         return tuple(spans)
-
-
-def _not_numbers(what: str, position: int | None) -> str:
-    where = "" if position is None else f" at position {position}"
-    return f"{what}{where}; the weights or the number format (--dtype float32) are at fault"

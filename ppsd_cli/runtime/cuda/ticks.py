@@ -42,32 +42,33 @@ class Pod:
         first = stages[0]
         spec, n = first.spec, len(stages)
         assert first.embedding is not None
-        self._launcher, self._hidden = launcher, spec.hidden
-        self._embedding = rows_of(first.embedding)
+        self.launcher, self.hidden = launcher, spec.hidden
+        self.embedding = rows_of(first.embedding)
         slots = first.slots - 1
         self.head = None if head is None else HeadLane(launcher, head, Shape.of(spec))
         lags = 0 if self.head is None else self.head.lags
         self.board = Board(stages=n, lags=lags, slots=slots, device=first.device)
         taps = () if head is None else head.taps
-        depths = sorted({stage.part.last for stage in stages} | {tap.depth for tap in taps})
+        self.tap_depths = tuple(tap.depth for tap in taps)
+        depths = sorted({stage.part.last for stage in stages} | set(self.tap_depths))
         states = torch.zeros(
             len(depths), 1, spec.hidden, dtype=first.dtype, device=first.device
         )
         self._states = states
-        self._inputs = torch.zeros(n, 1, spec.hidden, dtype=first.dtype, device=first.device)
+        self.inputs = torch.zeros(n, 1, spec.hidden, dtype=first.dtype, device=first.device)
         row = {depth: index for index, depth in enumerate(depths)}
         self.lanes = [
             StageLane(
                 launcher,
                 stage,
-                source=self._inputs[s],
-                states={d: states[row[d]] for d in depths if _inside(stage, d)},
+                source=self.inputs[s],
+                states={d: states[row[d]] for d in depths if inside(stage, d)},
             )
             for s, stage in enumerate(stages)
         ]
         moves = [(row[stage.part.last], 0, s + 1, s) for s, stage in enumerate(stages[:-1])]
         for index, tap in enumerate(taps):
-            owner = next(s for s, stage in enumerate(stages) if _inside(stage, tap.depth))
+            owner = next(s for s, stage in enumerate(stages) if inside(stage, tap.depth))
             moves.append((row[tap.depth], 1, index, owner))
         self._moves = torch.tensor(moves or [(0, 0, 0, 0)], device=first.device)
         self._move_count = len(moves)
@@ -135,7 +136,7 @@ class Pod:
             ]
             lane = self.lanes[next(iter(starts))]
             run_blocks(
-                self._launcher, calls, lane.shape, lane.stage.tables, first=first and step == 0
+                self.launcher, calls, lane.shape, lane.stage.tables, first=first and step == 0
             )
 
     def _output(self, sampling: Sampling, *, first: bool) -> None:
@@ -165,17 +166,17 @@ class Pod:
             votes.tiles,
             self._moves,
             self._states,
-            self._inputs,
+            self.inputs,
             self._states if head is None else head.rings,
             board.trash,
             STAGES=board.stages,
             LAGS=-1 if head is None else head.lags,
             RING=1 if head is None else head.ring,
-            H=self._hidden,
-            BH=power_of_two(self._hidden),
-            BLOCK=_block(votes.tiles),
-            CLOCK=self._launcher.clock,
-            **self._launcher.flags(Tile(0, 0, 8), first=True),
+            H=self.hidden,
+            BH=power_of_two(self.hidden),
+            BLOCK=block_of(votes.tiles),
+            CLOCK=self.launcher.clock,
+            **self.launcher.flags(Tile(0, 0, 8), first=True),
         )
 
     def _entry(self, sampling: Sampling, *, drafts: bool) -> None:
@@ -193,16 +194,16 @@ class Pod:
             votes.tiles,
             ids if ids is not None else board.board,
             board.forced,
-            self._embedding,
-            self._inputs,
+            self.embedding,
+            self.inputs,
             board.trash,
-            H=self._hidden,
-            BH=power_of_two(self._hidden),
-            BLOCK=_block(votes.tiles),
+            H=self.hidden,
+            BH=power_of_two(self.hidden),
+            BLOCK=block_of(votes.tiles),
             HEAD=drafts,
             MAPPED=drafts and ids is not None,
-            CLOCK=self._launcher.clock,
-            **self._launcher.flags(Tile(0, 0, 8), first=False),
+            CLOCK=self.launcher.clock,
+            **self.launcher.flags(Tile(0, 0, 8), first=False),
         )
 
     def head_logits(self) -> Tensor:
@@ -211,9 +212,9 @@ class Pod:
         return self.head.chooser.logits[0]
 
 
-def _inside(stage: Stage, depth: int) -> bool:
+def inside(stage: Stage, depth: int) -> bool:
     return stage.part.first < depth <= stage.part.last
 
 
-def _block(tiles: int) -> int:
+def block_of(tiles: int) -> int:
     return min(8192, power_of_two(tiles))
