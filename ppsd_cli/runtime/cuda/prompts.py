@@ -2,7 +2,8 @@
 
 Every chunk has the same width C, padded at the end by rows that go to the trash slot. Attention
 reads the cache up to a bucket of the chunk's last slot, under a mask; the bucket follows from the
-position alone, so that the numbers do not depend on the decoder, the split or the cache's size.
+position alone, so that the numbers do not depend on the decoder, the split or the context, and a
+cache has room for the bucket of its last slot.
 
 Shapes: C rows of a chunk, H hidden, N query heads, M key/value heads, G = N / M, D head size,
 B slots of a bucket.
@@ -16,9 +17,19 @@ from ppsd_cli.model.cache import LayerCache
 from ppsd_cli.model.layers import Shape, finish, project
 from ppsd_cli.model.stage import Stage
 from ppsd_cli.runtime.cuda.recorder import Immediate, Playable, Recorder
+from ppsd_cli.runtime.cuda.tiles import power_of_two
 
 _SMALLEST = 512
-_GROWTH = 4
+_COARSE = 2048
+
+
+def bucket_of(end: int) -> int:
+    """Slots that attention reads where ``end`` are in use: a power of two from 512 on, behind 2,048
+    a multiple of that.
+    """
+    if end > _COARSE:
+        return -(-end // _COARSE) * _COARSE
+    return max(_SMALLEST, power_of_two(end))
 
 
 class PromptLane:
@@ -50,7 +61,7 @@ class PromptLane:
         They lie in buffers that the next chunk overwrites.
         """
         count = len(token_ids)
-        graph = self._graph(start + self.chunk)
+        graph = self._graph(bucket_of(start + count))
         padded = (*token_ids, *(0,) * (self.chunk - count))
         self._ids.copy_(torch.tensor(padded))
         self._start.fill_(start)
@@ -58,11 +69,8 @@ class PromptLane:
         graph.replay()
         return self._last[:count], {depth: taps[:count] for depth, taps in self._taps.items()}
 
-    def _graph(self, end: int) -> Playable:
-        bucket = _SMALLEST
-        while bucket < end:
-            bucket *= _GROWTH
-        bucket = min(bucket, self._trash + 1)
+    def _graph(self, bucket: int) -> Playable:
+        assert bucket <= self._trash, "the caches have no room for the bucket"
         if bucket not in self._graphs:
             self._count.zero_()  # recording runs once: with no rows but those to the trash slot
             self._start.zero_()
