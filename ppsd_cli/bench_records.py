@@ -124,7 +124,7 @@ class Sample:
     difference: Difference | None = None
     """None where the token ids equal AR's."""
     first_tokens: int = 1
-    """Tokens that came at the moment of the first (several where a decoder gives them in bursts)."""
+    """Tokens that came at the moment of the first: several where they come in bursts."""
 
     @property
     def tokens_per_second(self) -> float | None:

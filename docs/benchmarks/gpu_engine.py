@@ -1,4 +1,4 @@
-"""The CUDA engine on this machine: plain decoding, PPSD and the naive split, and what explains them.
+"""The CUDA engine on this machine: plain decoding, PPSD, the naive split, and what explains them.
 
 Per model and stage count, from alternating answers of equal length with checked equal token ids:
 milliseconds per token and per tick, per stage and for the head; weights read per second over the

@@ -84,7 +84,7 @@ def main() -> None:
             token_ms(model, prompts[0], 4, **extra)
             times = [token_ms(model, prompt, options.tokens, **extra) for prompt in prompts]
         report[name] = statistics.median(times)
-        print(name, report[name], file=sys.stderr)
+        sys.stderr.write(f"{name} {report[name]}\n")
     json.dump(report, sys.stdout, indent=1)
 
 

@@ -2,8 +2,9 @@
 
 Program (m, s) reads split ``s`` of key/value head ``m`` once for all its query rows. The size of a
 split depends on the position alone (SPLIT slots, doubled until at most MAX_SPLITS are needed), so
-a row's rounding does not depend on the cache's capacity, which only bounds the programs (SPLITS). The program that finishes last joins the
-splits in their order and leaves the counter at zero for the next launch.
+a row's rounding does not depend on the cache's capacity, which only bounds the programs (SPLITS).
+The program that finishes last joins the splits in their order and leaves the counter at zero for
+the next launch.
 
 Shapes: W rows, G = N / M query heads in a group, R padded W * G rows, D head size, S slots.
 """
@@ -149,9 +150,7 @@ def attend_kernel(
                     part = (m * SPLITS + i) * R + r
                     share = tl.exp(tl.load(part_top_ptr + part, cache_modifier=".cg") - best)
                     total += share * tl.load(part_total_ptr + part, cache_modifier=".cg")
-                    piece = tl.load(
-                        part_ptr + part[:, None] * D + d[None, :], cache_modifier=".cg"
-                    )
+                    piece = tl.load(part_ptr + part[:, None] * D + d[None, :], cache_modifier=".cg")
                     out += share[:, None] * piece
                 result = out / total[:, None]
                 tl.store(out_ptr + at, result.to(out_ptr.dtype.element_ty), mask=live[:, None])

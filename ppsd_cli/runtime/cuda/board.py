@@ -4,6 +4,7 @@ Shapes: n stages, L last lag of the draft head (0 without deeper taps), S slots.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class Board:
     """Control tensors of the pipeline; see ``control.py`` for the fields."""
 
     def __init__(self, *, stages: int, lags: int, slots: int, device: torch.device) -> None:
-        whole = {"dtype": torch.int64, "device": device}
+        whole: dict[str, Any] = {"dtype": torch.int64, "device": device}
         self.stages, self.lags, self.trash = stages, lags, slots
         self.board = torch.zeros(len(BOARD_FIELDS), **whole)
         self.ledger = torch.zeros(TICKS, len(LEDGER_FIELDS), **whole)

@@ -22,9 +22,7 @@ def load_graph_runner(config: PipelineConfig) -> GraphRunner:
     return graph_runner(stages, load_head(roomy, stages[0]), chunk=config.chunk)
 
 
-def graph_runner(
-    stages: list[Stage], head: DraftHead | None, *, chunk: int = 128
-) -> GraphRunner:
+def graph_runner(stages: list[Stage], head: DraftHead | None, *, chunk: int = 128) -> GraphRunner:
     """A runner for stages of one device. Their caches need room for the bucket of the last slot in
     use, and one slot to spare, for bubbles. ``chunk``: prompt tokens of one plan, at most.
 

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from ppsd_cli.runtime.cuda.linear import products, store_time, wait_for_predecessor
 
+
 @triton.jit
 def _mix(x):
     """The finaliser of splitmix64 on uint64."""

@@ -46,9 +46,7 @@ class Scratch:
     scores: Scores
 
     @classmethod
-    def of(
-        cls, launcher: Launcher, shape: Shape, *, middle: int, source: Tensor
-    ) -> "Scratch":
+    def of(cls, launcher: Launcher, shape: Shape, *, middle: int, source: Tensor) -> "Scratch":
         """Buffers for rows like ``source`` [W, H]; ``middle``: width of the widest MLP."""
         width, hidden = source.shape
 
@@ -80,8 +78,8 @@ class Block:
     def of(cls, weights: LayerWeights, window: int | None = None) -> "Block":
         """Views where the loader has laid the matrices out that way, copies elsewhere."""
         w = weights
-        matrices = (rows_of(m) for m in (w.qkv, w.output, w.gate_up, w.down))
-        return cls(weights, *matrices, window)
+        qkv, output = rows_of(w.qkv), rows_of(w.output)
+        return cls(weights, qkv, output, rows_of(w.gate_up), rows_of(w.down), window)
 
 
 class Chooser:
@@ -371,9 +369,7 @@ class HeadLane:
 
         self.width = width
         self.taps = room(taps, width, hidden)
-        self._scratch = Scratch.of(
-            self._launcher, shape, middle=self._middle, source=self.taps[0]
-        )
+        self._scratch = Scratch.of(self._launcher, shape, middle=self._middle, source=self.taps[0])
         self._fused = room(width, hidden)
         self.joined = self.taps[1:].view(1, -1) if width == 1 else room(width, self.lags * hidden)
         if self.lags:
@@ -410,9 +406,7 @@ class HeadLane:
         """Votes for the guess after the newest token. ``place`` [2 + L, 2]: its position and
         slot, then position and slot of each lag.
         """
-        launch.gather(
-            self._launcher, self.rings, self.norms, self._shape.rms_eps, place, self.taps
-        )
+        launch.gather(self._launcher, self.rings, self.norms, self._shape.rms_eps, place, self.taps)
         self.guess(place.view(-1, 1, 2), sampling, noise)
 
     def guess(
@@ -471,11 +465,19 @@ class HeadLane:
         )  # fmt: skip
         launch.qkv(self._launcher, [own], shape=shape, tables=tables)
         bias = None if w.qkv_bias is None else w.qkv_bias[shape.heads * shape.head_dim :]
-        targets = [*[near] * (self.lags - 1), call.cache]
+        targets: list[Near | LayerCache] = [*[near] * (self.lags - 1), call.cache]
         taps = [
             Qkv(
-                self.taps[lag], self._kv[lag - 1], None, place[1 + lag], q,
-                target.keys, target.values, bias, w.q_norm, w.k_norm,
+                self.taps[lag],
+                self._kv[lag - 1],
+                None,
+                place[1 + lag],
+                q,
+                target.keys,
+                target.values,
+                bias,
+                w.q_norm,
+                w.k_norm,
             )  # fmt: skip
             for lag, target in enumerate(targets, 1)
         ]

@@ -59,7 +59,7 @@ class Launcher:
             **({"launch_pdl": True} if chained else {}),
         }
 
-    def table(self, members: Sequence[Sequence[Tensor | int]], *, aligned: Sequence[int]) -> Tensor:
+    def table(self, members: Sequence[Sequence[Any]], *, aligned: Sequence[int]) -> Tensor:
         """Offsets [members, fields] of each member's tensors from the first one's, in elements.
 
         Plain integers stay as they are. ``aligned``: fields that kernels take for whole 16 bytes.
@@ -67,7 +67,7 @@ class Launcher:
         rows = []
         for member in members:
             row = [
-                value if isinstance(value, int) else _distance(value, origin)
+                _distance(value, origin) if isinstance(origin, Tensor) else value
                 for value, origin in zip(member, members[0], strict=True)
             ]
             for index in aligned:
@@ -136,7 +136,7 @@ class Scores:
     def of(cls, shape: Shape, *, width: int, splits: int, device: torch.device) -> "Scores":
         """Scratch for ``width`` rows."""
         m, r = shape.kv_heads, attention_rows(shape, width)
-        wide = {"dtype": torch.float32, "device": device}
+        wide: dict[str, Any] = {"dtype": torch.float32, "device": device}
         return cls(
             torch.zeros(m, splits, r, shape.head_dim, **wide),
             torch.zeros(m, splits, r, **wide),

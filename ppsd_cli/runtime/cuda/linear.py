@@ -160,7 +160,7 @@ def _short_products(
     PAIRED: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """``_row_products`` for K of at most four tiles: all weights are on their way before the wait."""
+    """``_row_products`` for K of at most four tiles: every weight is asked for before the wait."""
     cols = tl.arange(0, BK)
     EVEN: tl.constexpr = K % BK == 0
     PARTS: tl.constexpr = (K + BK - 1) // BK
@@ -353,7 +353,7 @@ def qkv_kernel(
     A program owns BN pairs (j, j + D/2) of rotary dimensions, over all heads in a row; with norms
     of single heads (``HEAD_NORM``) BN is D/2, one head a program. ``place_ptr`` [W, 2]: position
     and slot of each row. ``head_stride``: slots of a cache times D. N is 0 for keys of a tap.
-    ``GROUPED``: as in ``linear_kernel``, with ``table_ptr`` [members, 11], which also holds the stride.
+    ``GROUPED``: as in ``linear_kernel``; ``table_ptr`` [members, 11] also holds the stride.
     """
     if GROUPED:
         x_ptr = shifted(x_ptr, table_ptr, 11, 0)

@@ -51,9 +51,7 @@ class PromptLane:
         self._graphs: dict[int, Playable] = {}
 
     def _state(self, stage: Stage) -> Tensor:
-        return torch.zeros(
-            self.chunk, stage.spec.hidden, dtype=stage.dtype, device=stage.device
-        )
+        return torch.zeros(self.chunk, stage.spec.hidden, dtype=stage.dtype, device=stage.device)
 
     def run(self, token_ids: tuple[int, ...], start: int) -> tuple[Tensor, dict[int, Tensor]]:
         """States [W, H] of a chunk of W tokens after the last layer, and by tapped depth.

@@ -51,9 +51,7 @@ class Pod:
         taps = () if head is None else head.taps
         self.tap_depths = tuple(tap.depth for tap in taps)
         depths = sorted({stage.part.last for stage in stages} | set(self.tap_depths))
-        states = torch.zeros(
-            len(depths), 1, spec.hidden, dtype=first.dtype, device=first.device
-        )
+        states = torch.zeros(len(depths), 1, spec.hidden, dtype=first.dtype, device=first.device)
         self._states = states
         self.inputs = torch.zeros(n, 1, spec.hidden, dtype=first.dtype, device=first.device)
         row = {depth: index for index, depth in enumerate(depths)}
