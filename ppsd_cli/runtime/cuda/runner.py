@@ -1,6 +1,6 @@
 """The graph runner: answers plans with one graph launch a tick, some ticks ahead of the host.
 
-Prompts run as graphs too (``prompts.py``); from the first token on the device decides
+Prompts run eagerly (``prefill.py``); from the first token on the device decides
 by itself (``control.py``) and the host follows what it logs.
 """
 
@@ -35,7 +35,6 @@ from ppsd_cli.runtime.cuda.clock import DeviceClock
 from ppsd_cli.runtime.cuda.control import TICKS
 from ppsd_cli.runtime.cuda.lanes import is_cut
 from ppsd_cli.runtime.cuda.prefill import Prefill, not_numbers
-from ppsd_cli.runtime.cuda.prompts import PromptLane
 from ppsd_cli.runtime.cuda.recorder import Immediate, Playable, Ready, Recorder
 from ppsd_cli.runtime.cuda.ticks import Pod, TickKind
 
@@ -69,10 +68,7 @@ class GraphRunner:
         pod: Pod,
         recorder: Recorder | Immediate,
         clock: DeviceClock,
-        *,
-        chunk: int,
     ) -> None:
-        """``chunk``: prompt tokens of a plan, at most."""
         self.stage_list, self._head, self._pod = stages, head, pod
         self._recorder, self._clock = recorder, clock
         self._graphs: dict[tuple[object, ...], Playable] = {}
@@ -83,9 +79,7 @@ class GraphRunner:
         self._row = 0
         self._phase = 0
         self._entries: dict[int, Entry] = {}
-        output = stages[-1].output
-        assert output is not None
-        self._prefill = Prefill(PromptLane(stages, recorder, chunk=chunk), output, head)
+        self._prefill = Prefill(stages, head)
         self._bursts: dict[int, BurstPod] = {}
         self._burst: tuple[int, BurstRecord] | None = None
         self._due_back: deque[tuple[int, tuple[Target, ...]]] = deque()
