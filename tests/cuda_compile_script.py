@@ -20,6 +20,7 @@ from ppsd_cli.core.plan import Sampling
 from ppsd_cli.model import random_weights
 from ppsd_cli.model.shapes import SHAPES
 from ppsd_cli.runtime.cuda import clock
+from ppsd_cli.runtime.cuda.bursts import BurstPod
 from ppsd_cli.runtime.cuda.launch import Launcher
 from ppsd_cli.runtime.cuda.ticks import Pod, TickKind
 from ppsd_cli.runtime.pipeline import PipelineConfig, load_head, load_worker
@@ -98,6 +99,9 @@ def main(shape: str, dtype: str) -> None:
         for kind in kinds:
             for sampling in SAMPLINGS:
                 pod.tick(kind, sampling, in_turn)
+        if pod.head is not None:
+            for sampling in SAMPLINGS:
+                BurstPod(pod, 4).run(sampling)
     for facts in _made.values():
         sys.stdout.write(json.dumps(facts) + "\n")
 
