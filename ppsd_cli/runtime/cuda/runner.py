@@ -190,8 +190,9 @@ class GraphRunner:
         kinds = [TickKind(tuple(range(self.stages)), drafts=True)]
         if not request.drafting:
             kinds = [TickKind((s,), drafts=False) for s in range(self.stages)]
-        for kind in kinds:
-            self._record(kind, self._tick(kind, request.sampling))
+        if self._row == 0:
+            for kind in kinds:
+                self._record(kind, self._tick(kind, request.sampling))
         wanted = [board.log, board.stamps]
         self._replay(kinds[self._phase % len(kinds)])
         kept: list[Tensor] = []
