@@ -192,6 +192,7 @@ def entry_kernel(
     enters = enters & (position < tl.load(board_ptr + 7))
     drafted = enters & (due == 0)
     serial = tl.load(board_ptr + 5)
+    tl.debug_barrier()  # every warp has read the board before it changes
     position = tl.where(enters, position, 0)
     token = tl.where(enters, token, 0)
     mine = ledger_ptr + (tick % 64) * 5
