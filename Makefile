@@ -24,8 +24,12 @@ demo: setup
 	$(BIN)/ppsd generate --model smollm2-135m --timeline --max-new-tokens 96 \
 		--prompt 'Why is the sky blue?'
 
+# Tests that only compute run two at a time; those with processes and clocks run alone.
+COMPUTING := $(wildcard tests/test_cuda_*.py tests/test_exact_*.py tests/test_faults.py)
+
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 $(COMPUTING)
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(COMPUTING))
 
 check: setup
 	$(BIN)/ruff format --check .
