@@ -13,27 +13,33 @@ def _now_kernel(out_ptr):
 
 
 class DeviceClock:
-    """Converts nanoseconds of ``globaltimer``; good to some ten microseconds."""
+    """Converts nanoseconds of ``globaltimer`` into the host's seconds.
 
-    def __init__(self, offset: float | None) -> None:
-        self._offset = offset
+    The two run apart slowly, so ``again`` compares them before every answer; a comparison is good
+    to some ten microseconds. Without a device there is no such clock.
+    """
 
-    @classmethod
-    def measure(cls, device: torch.device, tries: int = 20) -> "DeviceClock":
+    def __init__(self, device: torch.device | None) -> None:
+        self._device = device
+        self._offset = 0.0
+        if device is not None:
+            self._out = torch.zeros(1, dtype=torch.int64, device=device)
+            self.again()
+
+    def again(self, tries: int = 5) -> None:
         """Compare both clocks a few times and keep the closest reading."""
-        out = torch.zeros(1, dtype=torch.int64, device=device)
-        best = None
+        if self._device is None:
+            return
+        readings = []
         for _ in range(tries):
-            torch.cuda.synchronize(device)
+            torch.cuda.synchronize(self._device)
             before = perf_counter()
-            _now_kernel[(1,)](out)
-            torch.cuda.synchronize(device)
+            _now_kernel[(1,)](self._out)
+            torch.cuda.synchronize(self._device)
             after = perf_counter()
-            if best is None or after - before < best[0]:
-                best = (after - before, (before + after) / 2 - int(out[0]) * 1e-9)
-        assert best is not None
-        return cls(best[1])
+            readings.append((after - before, (before + after) / 2 - int(self._out[0]) * 1e-9))
+        self._offset = min(readings)[1]
 
     def host(self, nanoseconds: int, otherwise: float) -> float:
         """Seconds of the host's clock; ``otherwise`` where the device keeps no time."""
-        return otherwise if self._offset is None else self._offset + nanoseconds * 1e-9
+        return otherwise if self._device is None else self._offset + nanoseconds * 1e-9

@@ -163,6 +163,7 @@ class GraphRunner:
                 f"{MOST_GUESSES} guesses; choose 1 to {MOST_GUESSES}"
             )
         self._request = request
+        self._clock.again()
         self._row = 0
         self._phase = 0
         self._due_back.clear()

@@ -27,7 +27,7 @@ def environment(devices: Sequence[str]) -> tuple[tuple[str, str], ...]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda if _gpus(devices) else None,
         "transformers": _version("transformers"),
-        "kernel": platform.release(),
+        "kernel": ".".join(platform.release().split(".")[:2]),
     }
     return tuple((name, value) for name, value in values.items() if value)
 

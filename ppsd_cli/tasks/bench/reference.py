@@ -43,7 +43,7 @@ def load_transformers(folder: Path, dtype: str, device: str) -> Any:
             str(folder), dtype=getattr(torch, dtype), local_files_only=True
         )
     except Exception as error:
-        raise AssetError(f"{folder}: transformers cannot load it: {_line(error)}") from error
+        raise AssetError(f"{folder.name}: transformers cannot load it: {_line(error)}") from error
     return model.to(device).eval()
 
 
