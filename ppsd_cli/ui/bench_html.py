@@ -42,8 +42,8 @@ _STATES = (
 _PARTS = (("wait", "wait"), ("head", "head and deciding"), ("layers", "layers of stage 0"))
 
 
-def html_page(report: BenchReport, *, answers: Sequence[tuple[str, str]] = ()) -> str:
-    """Return the whole page. ``answers``: ``(heading, text)`` of sample answers to show.
+def html_page(report: BenchReport) -> str:
+    """Return the whole page.
 
     Everything that a model or a file wrote is escaped; control characters are made visible.
     """
@@ -62,7 +62,6 @@ def html_page(report: BenchReport, *, answers: Sequence[tuple[str, str]] = ()) -
         _table(bench_data.movements(report)),
         _table(bench_data.sources(report)),
         _table(bench_data.environment(report)),
-        _answers(answers),
     )
     title = f"ppsd bench {safe(bench_data.title(report))}"
     return _HEAD.format(title=title, style=STYLE) + "\n".join(filter(None, sections)) + _FOOT
@@ -208,11 +207,6 @@ def _gates(report: BenchReport) -> str:
         for each in report.failures
     )
     return tag("h2", "Gates") + tag("ul", "".join(items), class_="failed")
-
-
-def _answers(answers: Sequence[tuple[str, str]]) -> str:
-    parts = [tag("h3", safe(heading)) + tag("pre", safe(text)) for heading, text in answers]
-    return tag("h2", "Sample answers") + "".join(parts) if parts else ""
 
 
 def _table(table: TableData | None) -> str:
