@@ -25,7 +25,8 @@ from ppsd_cli.model.stage import Output
 from ppsd_cli.model.weights import Checkpoint
 from ppsd_cli.runtime import front, worker
 from ppsd_cli.runtime.engine import open_engine
-from ppsd_cli.tasks.bench import decoders, measure, pool
+from ppsd_cli.tasks.bench import contenders, decoders, measure, pool
+from ppsd_cli.tasks.bench.faults import memory_errors
 from ppsd_cli.tasks.bench.journal import Journal
 from ppsd_cli.tasks.bench.reference import TransformersDecoder
 
@@ -442,6 +443,99 @@ def test_a_stage_that_fails_ends_the_run_but_keeps_its_answers(bench, monkeypatc
     assert len(bench.data("--resume", str(journal))["samples"]) == 2 * ANSWERS
 
 
+class Full:
+    """Raises torch's error for a full device, or another, from the nth call on."""
+
+    def __init__(self, right, call: int, error: Exception) -> None:
+        self.right, self.left, self.error = right, call, error
+
+    def __call__(self, *args, **options):
+        self.left -= 1
+        if self.left <= 0:
+            raise self.error
+        return self.right(*args, **options)
+
+
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried much.\nSee the manual")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [(NO_MEMORY, 4, "not enough device memory"), (RuntimeError("bad\nworse"), 1, "failed: bad\n")],
+)
+def test_generate_that_fails_keeps_the_answers(bench, monkeypatch, tmp_path, error, code, says):
+    journal = tmp_path / "journal.jsonl"
+    args = ("--decoders", "hf", "--resume", str(journal))
+    right = Journal.add
+
+    def add(self, sample):
+        right(self, sample)
+        if len(self.samples) == 3:
+            patch.setattr(TransformersDecoder, "_settings", Full(None, 1, error))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", add)
+        result = bench.bench("--json", *args)
+    assert result.code == code, result.err
+    assert says in result.err
+    assert "worse" not in result.err
+    assert f"--resume {journal}" in result.err
+    data = json.loads(result.out)
+    assert data["incomplete"]
+    assert len(data["samples"]) >= 2
+    assert len(bench.data(*args)["samples"]) == 2 * ANSWERS
+
+
+def test_an_engine_without_memory_keeps_the_answers(bench, monkeypatch, tmp_path):
+    resume = ("--resume", str(tmp_path / "journal.jsonl"))
+    whole = bench.data(*resume)
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "open_engine", Full(pool.open_engine, 2, NO_MEMORY))
+        result = bench.bench("--json", *resume)
+    assert result.code == 4, result.err
+    assert "not enough device memory" in result.err
+    data = json.loads(result.out)
+    assert data["incomplete"]
+    assert len(data["samples"]) == len(whole["samples"])
+    assert bench.data(*resume)["samples"] == whole["samples"]
+
+
+def test_contenders_that_do_not_fit_are_skipped(bench, monkeypatch):
+    monkeypatch.setattr(pool, "load_transformers", out_of_memory)
+    monkeypatch.setattr(bench_setup, "_thread_counts", lambda *_: (1,))
+    right, loads = pool.open_engine, []
+
+    def load(config, **options):
+        loads.append(config)
+        if len(loads) == 2:  # after plain decoding's
+            raise NO_MEMORY
+        return right(config, **options)
+
+    monkeypatch.setattr(pool, "open_engine", load)
+    data = bench.data("--decoders", "eesd,hf", "--acceptance", "1", "--draft-length", "2")
+    assert list(data["decoders"]) == ["ar", "ppsd@1"]
+    assert set(data["skipped"]) == {"eesd", "hf"}
+    assert all("not enough device memory" in reason for reason in data["skipped"].values())
+
+
+def out_of_memory(*_):
+    with memory_errors("loading"):
+        raise NO_MEMORY
+
+
+def test_eesd_at_fixed_acceptance_runs_as_the_trial_found_best(bench, monkeypatch):
+    monkeypatch.setattr(bench_setup, "_thread_counts", lambda *_: (1, 2))
+    monkeypatch.setattr(contenders, "trial", lambda tried, _probe: [*range(1, len(tried) + 1)])
+    try:
+        found = bench.data("--decoders", "eesd", "--acceptance", "1", "--draft-length", "2")
+    finally:
+        torch.set_num_threads(1)
+    free, forced = (found["decoders"][name] for name in ("eesd-2", "eesd-2@1"))
+    for name in ("threads", "head", "split", "devices"):
+        assert free[name] == forced[name]
+    assert forced["threads"] == 2
+
+
 def test_a_finished_run_leaves_no_journal_behind(bench, tmp_path):
     assert bench.bench().code == 0
     assert list((tmp_path / "cache").rglob("*.jsonl")) == []
@@ -490,6 +584,7 @@ def test_a_journal_that_is_none(bench, tmp_path, text):
         (("--decoders", "eesd", "--draft-length", "0"), 2, "--draft-length 0"),
         (("--decoders", "eesd", "--draft-length", "65"), 2, "--draft-length 65"),
         (("--repetitions", "0"), 2, "--repetitions 0"),
+        (("--seed", "-1"), 2, "--seed -1"),
         (("--limit", "0"), 2, "--limit 0"),
         (("--format", "yaml"), 2, "--format yaml"),
         (("--json", "--format", "csv"), 2, "disagree"),

@@ -12,6 +12,7 @@ from ppsd_cli.errors import AssetError, ConfigError
 from ppsd_cli.tasks.bench.baseline import (
     check_same,
     check_settings,
+    missing,
     movements,
     read_baseline,
     slowdowns,
@@ -23,7 +24,7 @@ from ppsd_cli.tasks.bench.gates import (
     parse_gate,
     threshold_failures,
 )
-from ppsd_cli.tasks.bench.report import make_rows
+from ppsd_cli.tasks.bench.report import Demands, judge, make_rows
 
 CHECKSUM = "sha256:" + "0" * 64
 
@@ -126,7 +127,18 @@ def test_which_differences_fail(contender, differs, fails):
 
 def test_an_answer_cut_off_by_the_context_may_be_shorter():
     short = sample(1, "eesd-4", 9, finish_reason="context", difference=difference(None))
-    assert not identity_failures(rows_of([short]), [short])
+    both = [sample(1, "ar", 9, finish_reason="context"), short]
+    assert not identity_failures(rows_of(both), both)
+    again = [both[0], replace(short, key=replace(short.key, repetition=2))]
+    assert not identity_failures(rows_of(again), again)
+
+
+@pytest.mark.parametrize(("context", "fails"), [(None, True), (17, True), (16, False)])
+def test_a_context_that_only_the_contender_finds_full_fails(context, fails):
+    """AR's answer ended for its length: five tokens of prompt and eleven of answer."""
+    short = sample(1, "eesd-4", 9, finish_reason="context", difference=difference(None))
+    samples = [sample(1, "ar", 9), short]
+    assert bool(identity_failures(rows_of(samples), samples, context=context)) == fails
 
 
 @pytest.mark.parametrize(
@@ -193,6 +205,46 @@ def test_less_than_three_percent_is_noise_however_certain():
 def test_contenders_of_one_run_only_are_left_out():
     old = [s for s in run() if s.contender == "ar"]
     assert {name for name, _ in verdicts(old, run())} == {"ar"}
+
+
+def test_contenders_that_are_gone_fail():
+    new = [s for s in run() if s.contender == "ar"]
+    (failure,) = missing(run(), new)
+    assert failure.gate == "baseline:missing@ppsd"
+    assert missing(new, run()) == []
+
+
+def burst_run(*names):
+    return [*run(), *(sample(i, name, 10 + i) for i in range(12) for name in names)]
+
+
+def test_eesd_of_another_draft_length_is_compared():
+    old, new = burst_run("eesd-4", "eesd-4@0.5"), burst_run("eesd-2", "eesd-6@0.5")
+    found = verdicts(old, new)
+    assert found["eesd-2", "tokens_per_second"] == found["eesd-6@0.5", "speedup"] == "same"
+    assert missing(old, new) == []
+
+
+def test_eesd_of_another_head_is_another_contender():
+    old, new = burst_run("eesd-4", "eesd-4 block"), burst_run("eesd-4")
+    assert [f.gate for f in missing(old, new)] == ["baseline:missing@eesd-4 block"]
+
+
+def test_a_report_fails_for_what_is_gone(written):
+    samples = tuple(s for s in run() if s.contender == "ar")
+    report = BenchReport(
+        1, (), CHECKSUM, "tiny", "sha256:aa", (), (), rows_of(samples, (PLAIN,)), samples, (), False
+    )
+    judged = judge(report, Demands(baseline=read_baseline(written)), seed=0)
+    assert [f.gate for f in judged.failures] == ["baseline:missing@ppsd"]
+
+
+def test_a_baseline_that_was_stopped_is_noted(written):
+    old = read_baseline(written)
+    notes = check_settings(replace(old, incomplete=True), old.settings, old.environment)
+    assert notes == ["baseline: that run was stopped, so only what it measured is compared"]
+    written.write_text(written.read_text().replace('"incomplete": false', '"incomplete": true'))
+    assert read_baseline(written).incomplete
 
 
 @pytest.fixture

@@ -66,6 +66,7 @@ def check_options(options: BenchOptions) -> None:
     for name, value, least in (
         ("repetitions", options.repetitions, 1),
         ("warmup", options.warmup, 0),
+        ("seed", options.seed, 0),
         ("limit", options.limit, 1),
         ("draft-length", options.draft_length, 1),
     ):

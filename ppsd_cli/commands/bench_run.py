@@ -95,9 +95,14 @@ def _run(choice: ModelChoice, flags: Settings, options: BenchOptions, say: Say) 
 
 def _measure(setup: Setup, journal: Journal, stable: Stable, options: BenchOptions) -> Measured:
     """Take the missing samples, with a table that fills in on stderr."""
-    rivals = [stable.open(contender) for contender in journal.contenders]
     stopped: Interrupted | PpsdError | None = None
     course = setup.course
+    try:
+        rivals = [stable.open(contender) for contender in journal.contenders]
+    except PpsdError as error:
+        measurement = Measurement((), setup.talk, course, journal, lambda _sample, _restored: None)
+        measurement.restore()
+        return Measured(measurement, error)
     prompts = sum(len(each.question.turns) for each in course.asked) * course.repetitions
     with _table(journal, prompts * len(journal.contenders), options) as show:
         measurement = Measurement(rivals, setup.talk, course, journal, show)

@@ -1,6 +1,7 @@
 """A run against an earlier one: what moved beyond the noise of both."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ class Baseline:
     environment: dict[str, str]
     settings: dict[str, str]
     samples: tuple[Sample, ...]
+    incomplete: bool = False
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -94,7 +96,10 @@ def check_settings(
     pairs = [(name, old.settings.get(name), settings.get(name)) for name in _SHOWN]
     names = [n for n in {**old.environment, **environment} if n in _MACHINE or n in _VERSIONS]
     pairs += [(name, old.environment.get(name), environment.get(name)) for name in names]
-    return [f"baseline: {n} was {a}, in this run {b}" for n, a, b in pairs if a != b]
+    notes = [f"baseline: {n} was {a}, in this run {b}" for n, a, b in pairs if a != b]
+    if old.incomplete:
+        notes.append("baseline: that run was stopped, so only what it measured is compared")
+    return notes
 
 
 _MACHINE = ("machine", "cpu", "cores", "gpus")
@@ -104,11 +109,14 @@ _VERSIONS = ("ppsd", "torch", "transformers")
 def movements(
     old: Sequence[Sample], new: Sequence[Sample], *, seed: int, noise: float = NOISE
 ) -> list[Movement]:
-    """Decode speed, time to the first token and speed-up of every contender of both runs."""
+    """Decode speed, time to the first token and speed-up of every contender of both runs.
+
+    EESD with another draft length is the same contender.
+    """
     names = list(dict.fromkeys(s.contender for s in new))
     found: list[Movement] = []
     for name in names:
-        before = [s for s in old if s.contender == name]
+        before = [s for s in old if _kind(s.contender) == _kind(name)]
         after = [s for s in new if s.contender == name]
         if not before or not after:
             continue
@@ -118,6 +126,21 @@ def movements(
                 verdict = _verdict(move[2], noise, higher_is_better=higher_is_better)
                 found.append(Movement(name, figure, *move, verdict))
     return found
+
+
+def missing(old: Sequence[Sample], new: Sequence[Sample]) -> list[GateFailure]:
+    """A gate failure for every contender of the old run that this one did not measure."""
+    here = {_kind(s.contender) for s in new}
+    gone = dict.fromkeys(s.contender for s in old if _kind(s.contender) not in here)
+    return [
+        GateFailure(f"baseline:missing@{name}", f"{name} is in the baseline and was not run")
+        for name in gone
+    ]
+
+
+def _kind(contender: str) -> str:
+    """A contender's name without EESD's draft length, which trials choose anew in every run."""
+    return re.sub(r"^eesd-\d+", "eesd", contender)
 
 
 def slowdowns(moves: Sequence[Movement]) -> list[GateFailure]:
@@ -189,4 +212,5 @@ def _parse(path: Path, data: dict[str, Any]) -> Baseline:
         environment=dict(data["environment"]),
         settings=dict(data["settings"]),
         samples=tuple(sample_from(each) for each in data["samples"]),
+        incomplete=bool(data["incomplete"]),
     )

@@ -7,8 +7,6 @@ apart, so that a resumed run takes part with the settings that were decided when
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from ppsd_cli.bench_records import Contender
 from ppsd_cli.errors import AssetError, ConfigError, PpsdError, ResourceError
 from ppsd_cli.tasks.bench.decoders import Decoder, EngineDecoder
@@ -134,9 +132,9 @@ class Stable:
                 self._decide_bursts(wish, probe, decision)
             elif name in ("hf", "hf-early-exit"):
                 self._decide_transformers(name, probe, decision)
-        bursts = any(each.decoder == "eesd" for each in decision.contenders)
+        burst = next((c for c in decision.contenders if c.decoder == "eesd"), None)
         for acceptance in wish.acceptance:
-            decision.contenders += self._forced(acceptance, wish.draft_length, bursts=bursts)
+            decision.contenders += self._forced(acceptance, wish.draft_length, burst)
         return decision
 
     def _decide_plain(self, probe: Probe, decision: Decision) -> Contender:
@@ -146,7 +144,7 @@ class Stable:
         try:
             self.open(contender)
             return self._best_threads(contender, probe)
-        except (torch.OutOfMemoryError, ResourceError):
+        except ResourceError:
             if len(set(self._shapes.chain.config.devices)) == 1:
                 raise
         self._spread_bursts()
@@ -171,13 +169,15 @@ class Stable:
 
     def _decide_bursts(self, wish: Wish, probe: Probe, decision: Decision) -> None:
         """EESD with each head, at the best of the draft lengths."""
-        try:
-            decision.contenders += self._best_bursts(wish, probe)
-        except PpsdError as error:
-            decision.skipped.append(("eesd", str(error)))
-
-    def _best_bursts(self, wish: Wish, probe: Probe) -> list[Contender]:
         found: list[Contender] = []
+        try:
+            self._best_bursts(wish, probe, found)
+        except PpsdError as error:
+            decision.skipped.append(("eesd block" if found else "eesd", str(error)))
+        decision.contenders += found
+
+    def _best_bursts(self, wish: Wish, probe: Probe, found: list[Contender]) -> None:
+        """Adds to ``found``, so that one head stays where the next cannot be loaded."""
         lengths = (wish.draft_length,) if wish.draft_length else DRAFT_LENGTHS
         for shape in self._shapes.bursts:
             tried = replace(_contender("eesd", "eesd", shape, exact=False), draft_length=lengths[0])
@@ -190,7 +190,6 @@ class Stable:
             best = self._best([replace(tried, draft_length=k) for k in lengths], probe)
             suffix = " block" if found else ""
             found.append(replace(best, name=f"eesd-{best.draft_length}{suffix}"))
-        return found
 
     def _decide_transformers(self, name: str, probe: Probe, decision: Decision) -> None:
         if self._shapes.transformers is not None:
@@ -199,31 +198,32 @@ class Stable:
         contender = _contender(name, name, self._shapes.plain, exact=False)
         try:
             decoder = self.open(contender).decoder
-        except AssetError as error:
+        except (AssetError, ResourceError) as error:
             decision.skipped.append((name, str(error)))
             return
         assert isinstance(decoder, TransformersDecoder)
         reason = refusal(decoder, probe.prompts[0], replace(probe.limits, max_new_tokens=4))
         if reason is not None:
             decision.skipped.append((name, reason))
-        else:
+            return
+        try:
             decision.contenders.append(self._best_threads(contender, probe))
+        except PpsdError as error:
+            decision.skipped.append((name, str(error)))
 
     def _forced(
-        self, acceptance: float, draft_length: int | None, *, bursts: bool
+        self, acceptance: float, draft_length: int | None, burst: Contender | None
     ) -> list[Contender]:
-        """PPSD, and EESD where it takes part, with drafts of that quality."""
+        """PPSD, and EESD as its trials left it where it takes part, with drafts of that quality."""
         tag = f"@{acceptance:g}"
         chain = self._chain("ppsd")
         found = [replace(chain, name=f"ppsd{tag}", acceptance=acceptance)]
-        if bursts:
-            shape = self._shapes.bursts[0]
-            exit_layer = shape.config.split[0]
+        if burst is not None:
             length = draft_length or best_draft_length(
-                acceptance, exit_layer=exit_layer, layers=self._shapes.layers
+                acceptance, exit_layer=burst.split[0], layers=self._shapes.layers
             )
-            burst = _contender(f"eesd-{length}{tag}", "eesd", shape, exact=False)
-            found.append(replace(burst, draft_length=length, acceptance=acceptance))
+            name = f"eesd-{length}{tag}"
+            found.append(replace(burst, name=name, draft_length=length, acceptance=acceptance))
         return found
 
     def _best_threads(self, contender: Contender, probe: Probe) -> Contender:

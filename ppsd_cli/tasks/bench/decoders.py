@@ -18,6 +18,7 @@ from ppsd_cli.core.plan import Plan, Runner, Sampling, TickResult
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.core.stats import RunStats, StatsBuilder
 from ppsd_cli.runtime.engine import Drafting, Engine
+from ppsd_cli.tasks.bench.faults import memory_errors
 
 GREEDY = Sampling()
 
@@ -57,8 +58,9 @@ class EngineDecoder:
     ) -> Answered:
         """Answer to the end, with counts of what the pipeline did."""
         drafting = Drafting(self.drafting, forced=forced, draft_length=self.draft_length)
-        events = self.engine.answer(prompt, sampling=GREEDY, limits=limits, drafting=drafting)
-        return _follow(events, self.engine.runner.stages)
+        with memory_errors("the pipeline's answer"):
+            events = self.engine.answer(prompt, sampling=GREEDY, limits=limits, drafting=drafting)
+            return _follow(events, self.engine.runner.stages)
 
 
 def _follow(events: Iterator[Event], stages: int) -> Answered:
@@ -150,6 +152,7 @@ def next_logits(engine: Engine, prefix: tuple[int, ...]) -> torch.Tensor | None:
     events = Engine(engine.config, keeper).answer(
         prefix, sampling=GREEDY, limits=limits, drafting=Drafting(False, keep_logits=True)
     )
-    for _ in events:
-        pass
+    with memory_errors("logits of plain decoding"):
+        for _ in events:
+            pass
     return keeper.logits

@@ -72,6 +72,16 @@ class Measurement:
         finally:
             self._note_memory()
 
+    def restore(self) -> None:
+        """Take from the journal what is known to equal plain decoding's or how it differs."""
+        for sample in self._journal.samples.values():
+            place = self._journal.contenders[0].name, replace(sample.key, repetition=1)
+            plain = self._journal.samples.get(place)
+            if plain is None:
+                continue
+            if sample.difference is not None or sample.token_ids == plain.token_ids:
+                self.judged.append(sample)
+
     def _warm_up(self) -> None:
         first = self._course.asked[0].question.turns[0]
         prompt = self._talk.encode([user(first)])

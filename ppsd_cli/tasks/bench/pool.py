@@ -9,6 +9,7 @@ from typing import Any
 
 from ppsd_cli.runtime.engine import Engine, open_engine
 from ppsd_cli.runtime.pipeline import PipelineConfig
+from ppsd_cli.tasks.bench.faults import memory_errors
 from ppsd_cli.tasks.bench.memory import GpuMeter, peak_of_processes
 from ppsd_cli.tasks.bench.reference import load_transformers
 
@@ -91,7 +92,8 @@ def settle() -> None:
 
 def _load(shape: Shape) -> Loaded:
     meter = GpuMeter(shape.config.devices)
-    engine = meter.loading(lambda: open_engine(shape.config, processes=shape.processes))
+    with memory_errors("loading the pipeline"):
+        engine = meter.loading(lambda: open_engine(shape.config, processes=shape.processes))
     pids: tuple[int, ...] = ()
     with contextlib.suppress(AttributeError):  # only runners of stage processes have them
         pids = tuple(engine.runner.pids)  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ import torch
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.errors import AssetError
 from ppsd_cli.tasks.bench.decoders import Answered
+from ppsd_cli.tasks.bench.faults import first_line, foreign_errors, memory_errors
 
 
 class Stopwatch:
@@ -38,13 +39,19 @@ def load_transformers(folder: Path, dtype: str, device: str) -> Any:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    doing = f"{folder.name}: loading with transformers"
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=getattr(torch, dtype), local_files_only=True
         )
+    except torch.OutOfMemoryError:
+        with memory_errors(doing):
+            raise
     except Exception as error:
-        raise AssetError(f"{folder.name}: transformers cannot load it: {_line(error)}") from error
-    return model.to(device).eval()
+        line = first_line(error)
+        raise AssetError(f"{folder.name}: transformers cannot load it: {line}") from error
+    with memory_errors(doing):
+        return model.to(device).eval()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +69,12 @@ class TransformersDecoder:
     def answer(
         self, prompt: tuple[int, ...], limits: Limits, forced: tuple[int, ...] | None = None
     ) -> Answered:
-        """Answer to the end. Whatever ``generate`` raises leaves the model as it was."""
+        """Answer to the end. PpsdError for what ``generate`` raises; the model is as it was."""
         assert forced is None, "transformers takes no forced drafts"
+        with foreign_errors("transformers' generate failed"):
+            return self._answer(prompt, limits)
+
+    def _answer(self, prompt: tuple[int, ...], limits: Limits) -> Answered:
         torch.set_num_threads(self.threads)
         tokens = torch.tensor([prompt], device=self.model.device)
         most = min(limits.max_new_tokens, limits.context - len(prompt))
@@ -113,7 +124,7 @@ def refusal(decoder: TransformersDecoder, prompt: tuple[int, ...], limits: Limit
         decoder.answer(prompt, limits)
     except Exception as error:  # noqa: BLE001 (another project's code: whatever it raises)
         name = type(decoder.model).__name__
-        return f"transformers' generate refuses {name} here: {_line(error)}"
+        return f"transformers' generate refuses {name} here: {first_line(error.__cause__ or error)}"
     return None
 
 
@@ -121,7 +132,3 @@ def _reason(ids: tuple[int, ...], limits: Limits, most: int) -> str:
     if ids and ids[-1] in limits.eos_ids:
         return "stop"
     return "length" if most == limits.max_new_tokens else "context"
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [repr(error)])[0]

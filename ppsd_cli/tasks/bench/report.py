@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ppsd_cli.bench_records import BenchReport, Contender, GateFailure, Movement, Row, Sample
-from ppsd_cli.tasks.bench.baseline import Baseline, movements, slowdowns
+from ppsd_cli.tasks.bench.baseline import Baseline, missing, movements, slowdowns
 from ppsd_cli.tasks.bench.figures import make_row
 from ppsd_cli.tasks.bench.gates import Gate, identity_failures, threshold_failures
 
@@ -44,11 +44,16 @@ def make_rows(
 def judge(report: BenchReport, demands: Demands, *, seed: int) -> BenchReport:
     """The report with what moved since the baseline and everything that fails."""
     moves: tuple[Movement, ...] = ()
+    gone: list[GateFailure] = []
     if demands.baseline is not None:
         moves = tuple(movements(demands.baseline.samples, report.samples, seed=seed))
-    failures: list[GateFailure] = identity_failures(report.rows, report.samples)
+        gone = missing(demands.baseline.samples, report.samples)
+    context = dict(report.settings).get("context")
+    failures: list[GateFailure] = identity_failures(
+        report.rows, report.samples, context=None if context is None else int(context)
+    )
     failures += threshold_failures(report.rows, demands.gates)
-    failures += slowdowns(moves)
+    failures += slowdowns(moves) + gone
     return replace(report, baseline=moves, failures=tuple(failures))
 
 
