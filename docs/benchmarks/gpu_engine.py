@@ -14,7 +14,6 @@ import json
 import statistics
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -27,7 +26,6 @@ from ppsd_cli.commands.prompts import encode_chat
 from ppsd_cli.commands.report import hardware, versions
 from ppsd_cli.commands.session import ModelChoice, Plan, make_plan
 from ppsd_cli.config import Settings
-from ppsd_cli.runtime.cuda import build
 from ppsd_cli.runtime.engine import Drafting, Engine, open_engine
 from ppsd_cli.tasks.bench.prompts import encode_without_tokenizer
 
@@ -157,13 +155,10 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--lengths", nargs="*", type=int, default=[])
     parser.add_argument("--soak", type=int, default=0)
-    parser.add_argument("--unchained", action="store_true", help="no dependent launches")
     parser.add_argument("--context", type=int, default=2048)
     options = parser.parse_args()
     choice = ModelChoice(options.model, None, None, False, options.random_weights)
     base = Settings(devices=tuple(options.devices), context=options.context)
-    if options.unchained:
-        build.Launcher = partial(build.Launcher, chained=False)
     rate = copy_rate()
     torch.cuda.empty_cache()
     plan = make_plan(choice, replace(base, decoder="ar", devices=("cuda:0",)), note)

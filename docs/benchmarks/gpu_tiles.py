@@ -17,11 +17,11 @@ from dataclasses import asdict, replace
 
 import torch
 
-from ppsd_cli.model.layers import LayerWeights, Shape
+from ppsd_cli.model.layers import Shape
 from ppsd_cli.model.shapes import SHAPES
 from ppsd_cli.model.spec import ModelSpec
 from ppsd_cli.runtime.cuda import launch
-from ppsd_cli.runtime.cuda.launch import Launcher, Votes
+from ppsd_cli.runtime.cuda.launch import Launcher, Linear, Qkv, Votes
 from ppsd_cli.runtime.cuda.tiles import Tile, power_of_two
 
 FEW = 2**28
@@ -76,13 +76,10 @@ def calls(name: str, spec: ModelSpec, width: int):
         tables = (torch.ones(64, shape.head_dim, **BF16),) * 2
         keys = torch.zeros(shape.kv_heads, 64, shape.head_dim, **BF16)
         q = torch.zeros(width, shape.heads, shape.head_dim, **BF16)
-        w = LayerWeights(*[norm] * 6)
 
         def one(i: int) -> None:
-            launch.qkv(
-                LAUNCHER, x, w, weights[i], norm=norm, bias=None, shape=shape, tables=tables,
-                place=place, q=q, keys=keys, values=keys,
-            )  # fmt: skip
+            call = Qkv(x, weights[i], norm, place, q, keys, keys)
+            launch.qkv(LAUNCHER, [call], shape=shape, tables=tables)
     elif name == "lm":
         logits = torch.zeros(width, outer, dtype=torch.float32, device="cuda")
         votes = Votes.of(width, outer, torch.device("cuda"))
@@ -93,10 +90,11 @@ def calls(name: str, spec: ModelSpec, width: int):
                 noise=None, token_ids=None,
             )  # fmt: skip
     else:
-        given = {"norm": norm, "gated": True} if name == "gate_up" else {"residual": out}
+        gated = name == "gate_up"
+        given = {"norm": norm} if gated else {"residual": out}
 
         def one(i: int) -> None:
-            launch.linear(LAUNCHER, x, weights[i], out, eps=1e-5, **given)
+            launch.linear(LAUNCHER, [Linear(x, weights[i], out, **given)], eps=1e-5, gated=gated)
 
     return one, copies, rows * inner * 2
 
