@@ -1,5 +1,6 @@
 """From flags to everything that a benchmark needs before weights load."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,11 +66,12 @@ def prepare(
         frozenset() if options.ignore_eos else plan.eos_ids,
     )
     notes = list(plan.notes)
-    fitting = tuple(a for a in asked if _fits(talk, a, limits))
+    fits = [_fits(talk, each, limits) for each in asked]
+    fitting = tuple(itertools.compress(asked, fits))
     notes += [
         f"left out, the prompt is beyond the context: {a.task} {a.question.question_id}"
-        for a in asked
-        if a not in fitting
+        for a, fit in zip(asked, fits, strict=True)
+        if not fit
     ]
     if not fitting:
         raise ConfigError(

@@ -9,6 +9,7 @@ from ppsd_cli import __version__
 from ppsd_cli.commands.session import Plan
 from ppsd_cli.core.events import FinishReason
 from ppsd_cli.core.stats import RunStats
+from ppsd_cli.tasks.bench.environment import cpu_name
 
 if TYPE_CHECKING:
     from ppsd_cli.commands.answer import Answer
@@ -75,19 +76,10 @@ def hardware(devices: tuple[str, ...], threads: int) -> dict[str, Any]:
     cuda = sorted({d for d in devices if d.startswith("cuda")})
     return {
         "machine": platform.machine(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "threads_per_stage": threads,
         "gpus": [torch.cuda.get_device_name(d) for d in cuda],
     }
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model n")]
-        return names[0] if names else platform.processor()
-    except OSError:
-        return platform.processor()
 
 
 def _span(answer: "Answer") -> float | None:

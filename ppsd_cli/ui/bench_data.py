@@ -85,6 +85,12 @@ def _pipeline_count(figures: Figures, count: int) -> str:
     return NOTHING if figures.acceptance_rate is None else str(count)
 
 
+def figure_tables(report: BenchReport) -> list[TableData]:
+    """The tables of figures that a person reads from top to bottom; those without rows are out."""
+    makers = (summary, categories, ticks, busy, differences, movements)
+    return [table for table in (make(report) for make in makers) if table is not None]
+
+
 def summary(report: BenchReport) -> TableData:
     """One row a contender; columns that no contender has a figure for are left out."""
     columns = (Column("contender", numeric=False), *(Column(name) for name, _ in _SUMMARY))

@@ -23,18 +23,9 @@ def final_table(report: BenchReport) -> RenderableType:
     Tables that are too wide are drawn in parts, each with the names of its rows.
     """
     report = bench_data.printed(report)
-    tables = (
-        bench_data.summary(report),
-        bench_data.categories(report),
-        bench_data.ticks(report),
-        bench_data.busy(report),
-        bench_data.differences(report),
-        bench_data.movements(report),
-    )
     parts: list[RenderableType] = [Line(bench_data.title(report), "bold"), Text("")]
-    for table in tables:
-        if table is not None:
-            parts += [Fitted(table), Text("")]
+    for table in bench_data.figure_tables(report):
+        parts += [Fitted(table), Text("")]
     parts += [Line(text, "dim") for text in bench_data.remarks(report)]
     parts += [
         Line(f"gate failed: {failure.gate}: {failure.message}", "bold red")

@@ -30,12 +30,7 @@ def markdown(report: BenchReport) -> str:
     """Headline and tables; text of others is escaped, so that it shows as it is."""
     report = bench_data.printed(report)
     tables = (
-        bench_data.summary(report),
-        bench_data.categories(report),
-        bench_data.ticks(report),
-        bench_data.busy(report),
-        bench_data.differences(report),
-        bench_data.movements(report),
+        *bench_data.figure_tables(report),
         bench_data.sources(report),
         bench_data.environment(report),
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from ppsd_cli.core.choose import signed_seed
 from ppsd_cli.core.plan import Request
 from ppsd_cli.runtime.cuda.control import BOARD_FIELDS, LEDGER_FIELDS, LOG_FIELDS, TICKS
-from ppsd_cli.runtime.cuda.launch import Noise
+from ppsd_cli.runtime.cuda.launch import Noise, Stamp
 
 _AT = {name: index for index, name in enumerate(BOARD_FIELDS)}
 
@@ -60,6 +60,10 @@ class Board:
             torch.zeros(1, **whole), torch.ones(1, dtype=torch.float32, device=device)
         )
         self._answers = 0
+
+    def stamp(self, stage: int) -> Stamp:
+        """Where a stage notes when it was done."""
+        return Stamp(self.stamps, stage, self.board)
 
     def idle(self) -> None:
         """Nothing is due and nothing in flight: a tick now changes nothing that is ever seen."""

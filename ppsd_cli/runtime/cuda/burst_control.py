@@ -15,7 +15,8 @@ Shapes: ROWS of a burst, H hidden, K taps, L = K - 1 lags, W rows of the draft h
 import triton
 import triton.language as tl
 
-from ppsd_cli.runtime.cuda.choice import elect
+from ppsd_cli.runtime.cuda.choice import elect, elect_token
+from ppsd_cli.runtime.cuda.control import normed
 from ppsd_cli.runtime.cuda.linear import wait_for_predecessor
 
 ROW_FIELDS = (
@@ -102,9 +103,7 @@ def burst_entry_kernel(
         tick = tl.load(board_ptr + 10)
         mine = log_ptr + ((tick % 64) * ROWS + row) * 9
         before = mine - 9
-        token = elect(vote_ptr, vote_id_ptr, tiles, BLOCK).to(tl.int64)
-        if MAPPED:
-            token = tl.where(token >= 0, tl.load(id_ptr + tl.maximum(token, 0)), token)
+        token = elect_token(vote_ptr, vote_id_ptr, tiles, id_ptr, BLOCK, MAPPED)
         position = tl.load(before + 3) + 1
         index = position - tl.load(board_ptr + 9)
         if (index >= 0) & (index < tl.load(board_ptr + 8)):
@@ -189,10 +188,7 @@ def burst_gather_kernel(
     old_state = tl.load(old + h, mask=inside & (inner < 0), other=0.0)
     state = tl.where(inner >= 0, new_state, old_state)
     if lag > 0:
-        wide = state.to(tl.float32)
-        wide = wide * tl.rsqrt(tl.sum(wide * wide, axis=0) / H + eps)
-        gain = tl.load(norms_ptr + (lag - 1) * H + h, mask=h < H, other=0.0).to(tl.float32)
-        state = (wide * gain).to(state.dtype)
+        state = normed(state, norms_ptr + (lag - 1) * H, eps, H, BH)
         tl.store(joined_ptr + (w * LAGS + lag - 1) * H + h, state, mask=h < H)
     tl.store(out_ptr + (lag * W + w) * H + h, state, mask=h < H)
 

@@ -23,7 +23,6 @@ from ppsd_cli.runtime.cuda.burst_control import (
 )
 from ppsd_cli.runtime.cuda.control import TICKS
 from ppsd_cli.runtime.cuda.lanes import HeadLane, StageLane, run_blocks
-from ppsd_cli.runtime.cuda.launch import Stamp
 from ppsd_cli.runtime.cuda.ticks import Pod, block_of, inside
 from ppsd_cli.runtime.cuda.tiles import ROWS, Tile, power_of_two
 
@@ -98,18 +97,14 @@ class BurstPod:
             self._layers(lane, self._place[row : row + 1], 0)
         for stage, lane in enumerate(self._lanes, 1):
             self._layers(lane, self._place, stage)
-        stamp = self._stamp(len(self._lanes))
-        noise = self._pod.board.noise
-        self._chooser.run(self._final, self._place, sampling, noise, stamp=stamp)
-        self._answer(sampling)
-
-    def _stamp(self, stage: int) -> Stamp:
         board = self._pod.board
-        return Stamp(board.stamps, stage, board.board)
+        stamp = board.stamp(len(self._lanes))
+        self._chooser.run(self._final, self._place, sampling, board.noise, stamp=stamp)
+        self._answer(sampling)
 
     def _layers(self, lane: StageLane, place: Tensor, stage: int) -> None:
         for index in range(len(lane)):
-            call = lane.call(index, place, self._stamp(stage))
+            call = lane.call(index, place, self._pod.board.stamp(stage))
             run_blocks(self._pod.launcher, [call], lane.shape, lane.stage.tables)
 
     def _guess(self, row: int, sampling: Sampling) -> None:

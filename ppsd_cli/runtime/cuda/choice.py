@@ -149,3 +149,12 @@ def elect(vote_ptr, vote_id_ptr, tiles, BLOCK: tl.constexpr):
         winner = tl.where(better, column, winner)
     best = tl.max(top, axis=0)
     return tl.min(tl.where(top == best, winner, 2147483647), axis=0)
+
+
+@triton.jit
+def elect_token(vote_ptr, vote_id_ptr, tiles, id_ptr, BLOCK: tl.constexpr, MAPPED: tl.constexpr):
+    """``elect`` as a token id of the full vocabulary, which ``id_ptr`` names where ``MAPPED``."""
+    token = elect(vote_ptr, vote_id_ptr, tiles, BLOCK).to(tl.int64)
+    if MAPPED:
+        token = tl.where(token >= 0, tl.load(id_ptr + tl.maximum(token, 0)), token)
+    return token

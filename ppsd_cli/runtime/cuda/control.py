@@ -15,7 +15,7 @@ Shapes: n stages, H hidden, T tiles of votes, V' draft vocabulary, L last lag of
 import triton
 import triton.language as tl
 
-from ppsd_cli.runtime.cuda.choice import elect
+from ppsd_cli.runtime.cuda.choice import elect, elect_token
 from ppsd_cli.runtime.cuda.linear import wait_for_predecessor
 
 TICKS = 64
@@ -177,9 +177,7 @@ def entry_kernel(
     token = tl.load(board_ptr + 4)
     enters = due
     if HEAD:
-        guess = elect(vote_ptr, vote_id_ptr, tiles, BLOCK).to(tl.int64)
-        if MAPPED:
-            guess = tl.where(guess >= 0, tl.load(id_ptr + tl.maximum(guess, 0)), guess)
+        guess = elect_token(vote_ptr, vote_id_ptr, tiles, id_ptr, BLOCK, MAPPED)
         alive = (tl.load(newest) > 0) & (tl.load(newest + 1) == epoch)
         drafts = alive & (tl.load(board_ptr + 6) > 0) & (due == 0)
         guessed_at = tl.load(newest + 2) + 1
@@ -221,6 +219,16 @@ def entry_kernel(
 
 
 @triton.jit
+def normed(state, norm_ptr, eps, H: tl.constexpr, BH: tl.constexpr):
+    """A state [BH], zero behind H, under a root-mean-square norm of weight ``norm_ptr`` [H]."""
+    h = tl.arange(0, BH)
+    wide = state.to(tl.float32)
+    wide = wide * tl.rsqrt(tl.sum(wide * wide, axis=0) / H + eps)
+    gain = tl.load(norm_ptr + h, mask=h < H, other=0.0).to(tl.float32)
+    return (wide * gain).to(state.dtype)
+
+
+@triton.jit
 def gather_kernel(
     rings_ptr,
     norms_ptr,
@@ -244,8 +252,5 @@ def gather_kernel(
     place = tl.maximum(position, 0) % RING
     state = tl.load(rings_ptr + (i * (RING + 1) + place) * H + h, mask=inside, other=0.0)
     if i > 0:
-        wide = state.to(tl.float32)
-        wide = wide * tl.rsqrt(tl.sum(wide * wide, axis=0) / H + eps)
-        gain = tl.load(norms_ptr + (i - 1) * H + h, mask=h < H, other=0.0).to(tl.float32)
-        state = (wide * gain).to(state.dtype)
+        state = normed(state, norms_ptr + (i - 1) * H, eps, H, BH)
     tl.store(out_ptr + i * H + h, state, mask=h < H)

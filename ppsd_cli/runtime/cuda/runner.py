@@ -74,6 +74,7 @@ class GraphRunner:
         self._graphs: dict[tuple[object, ...], Playable] = {}
         self._asked: deque[_Asked] = deque()
         self._request: Request | None = None
+        self._kinds: list[TickKind] = []
         self._number = 0
         self._serial = 0
         self._row = 0
@@ -163,6 +164,9 @@ class GraphRunner:
                 f"{MOST_GUESSES} guesses; choose 1 to {MOST_GUESSES}"
             )
         self._request = request
+        self._kinds = [TickKind(tuple(range(self.stages)), drafts=True)]
+        if not request.drafting:
+            self._kinds = [TickKind((s,), drafts=False) for s in range(self.stages)]
         self._clock.again()
         self._row = 0
         self._phase = 0
@@ -188,14 +192,11 @@ class GraphRunner:
         request, board = self._request, self._pod.board
         assert request is not None
         self._phase = 0 if isinstance(plan, Step) else self._phase + 1
-        kinds = [TickKind(tuple(range(self.stages)), drafts=True)]
-        if not request.drafting:
-            kinds = [TickKind((s,), drafts=False) for s in range(self.stages)]
         if self._row == 0:
-            for kind in kinds:
+            for kind in self._kinds:
                 self._record(kind, self._tick(kind, request.sampling))
         wanted = [board.log, board.stamps]
-        self._replay(kinds[self._phase % len(kinds)])
+        self._replay(self._kinds[self._phase % len(self._kinds)])
         kept: list[Tensor] = []
         if request.keep_logits:
             assert self._pod.chooser is not None

@@ -16,7 +16,7 @@ from ppsd_cli.model.stage import Stage
 from ppsd_cli.runtime.cuda.board import Board
 from ppsd_cli.runtime.cuda.control import boundary_kernel, entry_kernel
 from ppsd_cli.runtime.cuda.lanes import HeadLane, StageLane, run_blocks
-from ppsd_cli.runtime.cuda.launch import Launcher, Stamp, rows_of
+from ppsd_cli.runtime.cuda.launch import Launcher, rows_of
 from ppsd_cli.runtime.cuda.tiles import Tile, power_of_two
 
 Fork = Callable[[Sequence[Callable[[], None]]], None]
@@ -81,7 +81,9 @@ class Pod:
         """
         self._boundary(sampling)
         others = [s for s in kind.active if s > 0]
-        ahead = min([self._early, *(len(self.lanes[s]) - 1 for s in others)])
+        ahead = 0
+        if kind.drafts and others:
+            ahead = min(self._early, *(len(self.lanes[s]) - 1 for s in others))
 
         def front() -> None:
             if kind.drafts:
@@ -89,8 +91,6 @@ class Pod:
                 self.head.run(self.board.head_place, sampling, self.board.noise)
             self._entry(sampling, drafts=kind.drafts)
 
-        if not kind.drafts or not others:
-            ahead = 0
         if ahead:
             fork([front, lambda: self._steps(dict.fromkeys(others, 0), ahead)])
         else:
@@ -128,7 +128,7 @@ class Pod:
         board = self.board
         for step in range(count):
             calls = [
-                self.lanes[s].call(at + step, board.place[s], Stamp(board.stamps, s, board.board))
+                self.lanes[s].call(at + step, board.place[s], board.stamp(s))
                 for s, at in starts.items()
                 if at + step < len(self.lanes[s])
             ]
@@ -145,7 +145,7 @@ class Pod:
             board.place[last],
             sampling,
             board.noise,
-            stamp=Stamp(board.stamps, last, board.board),
+            stamp=board.stamp(last),
             first=first,
         )
 

@@ -13,23 +13,28 @@ from ppsd_cli.runtime.children import allowed_cores
 
 def environment(devices: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Machine and versions; what cannot be read is left out."""
-    cores = allowed_cores()
+    cores, gpus = allowed_cores(), _gpus(devices)
     values = {
         "machine": f"{platform.system()} {platform.machine()}",
-        "cpu": _from_cpuinfo("model name") or platform.processor(),
+        "cpu": cpu_name(),
         "cores": str(os.cpu_count() if cores is None else len(cores)),
         "cpu_mhz": _from_cpuinfo("cpu MHz"),
         "memory_bytes": _memory(),
         "load_before": _load(),
-        "gpus": ", ".join(_gpus(devices)),
+        "gpus": ", ".join(gpus),
         "ppsd": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "cuda": torch.version.cuda if _gpus(devices) else None,
+        "cuda": torch.version.cuda if gpus else None,
         "transformers": _version("transformers"),
         "kernel": ".".join(platform.release().split(".")[:2]),
     }
     return tuple((name, value) for name, value in values.items() if value)
+
+
+def cpu_name() -> str:
+    """The processor, as the system calls it."""
+    return _from_cpuinfo("model name") or platform.processor()
 
 
 def _from_cpuinfo(field: str) -> str | None:

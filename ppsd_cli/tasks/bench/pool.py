@@ -57,7 +57,7 @@ class Pool:
 
     def engine(self, shape: Shape) -> Loaded:
         """The engine of a shape. Shapes in this process that differ in threads share weights."""
-        key = shape if shape.processes else shape.with_threads(1)
+        key = _key(shape)
         if key not in self._engines:
             self._engines[key] = _load(shape)
         loaded = self._engines[key]
@@ -75,7 +75,7 @@ class Pool:
 
     def keep(self, shapes: Collection[Shape]) -> None:
         """Close all engines but those of ``shapes``."""
-        wanted = {s if s.processes else s.with_threads(1) for s in shapes}
+        wanted = {_key(shape) for shape in shapes}
         for key in [key for key in self._engines if key not in wanted]:
             self._engines.pop(key).thing.close()
 
@@ -83,6 +83,11 @@ class Pool:
         """Close everything."""
         self.keep(())
         self._models.clear()
+
+
+def _key(shape: Shape) -> Shape:
+    """What shapes share an engine by: in this process the number of threads does not matter."""
+    return shape if shape.processes else shape.with_threads(1)
 
 
 def settle() -> None:
