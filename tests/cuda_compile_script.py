@@ -98,7 +98,7 @@ def main(shape: str, dtype: str) -> None:
     for pod, kinds in pods(shape, dtype):
         for kind in kinds:
             for sampling in SAMPLINGS:
-                pod.tick(kind, sampling, in_turn)
+                pod.stretch([kind, kind], sampling, in_turn)
         if pod.head is not None:
             for sampling in SAMPLINGS:
                 BurstPod(pod, 4).run(sampling)

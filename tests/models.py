@@ -224,7 +224,11 @@ class Recorder:
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.results: list[TickResult] = []
-        self.stages, self.lookahead = runner.stages, runner.lookahead
+        self.stages = runner.stages
+
+    @property
+    def lookahead(self) -> int:
+        return self.runner.lookahead  # a runner may change it with the request
 
     @property
     def pending(self) -> int:

@@ -25,7 +25,8 @@ from ppsd_cli.model.stage import Output
 from ppsd_cli.model.weights import Checkpoint
 from ppsd_cli.runtime import front, worker
 from ppsd_cli.runtime.engine import open_engine
-from ppsd_cli.tasks.bench import contenders, decoders, measure, pool
+from ppsd_cli.tasks.bench import contenders, decoders, pool, rounding
+from ppsd_cli.tasks.bench.decoders import EngineDecoder
 from ppsd_cli.tasks.bench.faults import memory_errors
 from ppsd_cli.tasks.bench.journal import Journal
 from ppsd_cli.tasks.bench.reference import TransformersDecoder
@@ -295,6 +296,36 @@ def test_another_decoder_may_differ_by_rounding_only(bench, monkeypatch):
             assert found["logit_gap"] > found["tolerance"] > 0
 
 
+def test_drafts_of_a_decoder_that_rounds_otherwise_come_from_its_own_answer(bench, monkeypatch):
+    """EESD's text may leave plain decoding's; then drafts from that text would all be wrong."""
+    right, drafts = EngineDecoder.answer, {"eesd": [], "ppsd": []}
+
+    def answer(self, prompt, limits, forced=None):
+        if forced is not None:
+            drafts["eesd" if self.draft_length else "ppsd"].append(forced)
+        found = right(self, prompt, limits)
+        ids = found.token_ids
+        return replace(found, token_ids=(*ids[:3], ids[3] ^ 1)) if self.draft_length else found
+
+    monkeypatch.setattr(EngineDecoder, "answer", answer)
+    options = ["--decoders", "ppsd,eesd", "--draft-length", "2", "--acceptance", "1", "--json"]
+    samples = json.loads(bench.bench(*options).out)["samples"]
+    answers = {name: [s["token_ids"] for s in samples if s["contender"] == name] for name in
+               ("ar", "eesd-2")}  # fmt: skip
+    assert answers["ar"] != answers["eesd-2"]
+    assert [list(each) for each in drafts["ppsd"]] == answers["ar"]
+    assert [list(each) for each in drafts["eesd"]] == answers["eesd-2"]
+
+
+def test_rounding_is_measured_where_it_is_larger_than_stated():
+    logits = torch.tensor([3.0, 2.5, 0.5, 0.5])
+    noisy = logits + torch.tensor([0.3, -0.3, 0.3, -0.3])
+    stated = rounding.rounding_tolerance(logits, logits, (0, 1), "bfloat16")
+    assert stated == pytest.approx(0.09)
+    assert rounding.rounding_tolerance(logits, noisy, (0, 1), "bfloat16") == pytest.approx(2.4)
+    assert rounding.rounding_tolerance(logits / 9, logits / 9, (0, 1), "float32") == 1e-3
+
+
 @pytest.mark.parametrize(("tolerance", "code"), [(1e-3, 6), (1e3, 0)])
 def test_another_thread_count_is_judged_by_rounding(bench, monkeypatch, tolerance, code):
     """One thread rounds so that a token changes, in plain decoding over the pipeline too."""
@@ -307,7 +338,7 @@ def test_another_thread_count_is_judged_by_rounding(bench, monkeypatch, toleranc
 
     monkeypatch.setattr(worker.StageWorker, "_targets", targets)
     monkeypatch.setattr(bench_setup, "_thread_counts", lambda *_: (2,))
-    monkeypatch.setitem(measure.RELATIVE_TOLERANCE, "float32", tolerance)
+    monkeypatch.setitem(rounding.RELATIVE_TOLERANCE, "float32", tolerance)
     try:
         result = bench.bench("--json")
     finally:

@@ -14,6 +14,7 @@ from ppsd_cli.core.events import Event
 from ppsd_cli.core.plan import Request, Runner, Sampling
 from ppsd_cli.core.schedule import Limits, Schedule
 from ppsd_cli.errors import ConfigError, ResourceError
+from ppsd_cli.model.places import spec_of
 from ppsd_cli.runtime.children import allowed_cores
 from ppsd_cli.runtime.pipeline import PipelineConfig, local_runner
 from ppsd_cli.runtime.processes import spawn_runner
@@ -84,7 +85,7 @@ def open_engine(config: PipelineConfig, *, processes: bool, port: int | None = N
         return Engine(config, joined_runner(config))
     if processes:
         return Engine(config, spawn_runner(config, port=port))
-    if on_one_gpu(config.devices):
+    if on_one_gpu(config.devices) and kernels_fit(spec_of(config.folder).head_dim):
         from ppsd_cli.runtime.cuda.build import load_graph_runner  # Triton, where there is a GPU
 
         return Engine(config, load_graph_runner(config))
@@ -95,6 +96,11 @@ def on_one_gpu(devices: tuple[str, ...]) -> bool:
     """Whether the graph runner serves these devices: one GPU, with Triton installed."""
     same = len({torch.device(name) for name in devices}) == 1
     return same and devices[0].startswith("cuda") and find_spec("triton") is not None
+
+
+def kernels_fit(head_dim: int) -> bool:
+    """Whether the graph runner's attention has tiles for heads of this size."""
+    return head_dim >= 16 and head_dim & (head_dim - 1) == 0
 
 
 def choose_devices(asked: tuple[str, ...] | None, *, stages: int) -> tuple[tuple[str, ...], bool]:

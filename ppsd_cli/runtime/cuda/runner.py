@@ -1,6 +1,6 @@
 """The graph runner: answers plans with one graph launch a tick, some ticks ahead of the host.
 
-Prompts run eagerly (``prefill.py``); from the first token on the device decides
+Prompts run as graphs too (``prompts.py``); from the first token on the device decides
 by itself (``control.py``) and the host follows what it logs.
 """
 
@@ -20,7 +20,6 @@ from ppsd_cli.core.plan import (
     Plan,
     Prompt,
     Request,
-    Sampling,
     Step,
     Target,
     TickResult,
@@ -35,10 +34,14 @@ from ppsd_cli.runtime.cuda.clock import DeviceClock
 from ppsd_cli.runtime.cuda.control import TICKS
 from ppsd_cli.runtime.cuda.lanes import is_cut
 from ppsd_cli.runtime.cuda.prefill import Prefill, not_numbers
+from ppsd_cli.runtime.cuda.prompts import PromptLane
 from ppsd_cli.runtime.cuda.recorder import Immediate, Playable, Ready, Recorder
 from ppsd_cli.runtime.cuda.ticks import Pod, TickKind
+from ppsd_cli.runtime.cuda.tiles import stretch_of
 
 _LOOKAHEAD = 3
+Recorded = tuple[TickKind, ...] | Burst
+"""What a graph holds: a stretch of ticks, or a burst."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,23 +71,30 @@ class GraphRunner:
         pod: Pod,
         recorder: Recorder | Immediate,
         clock: DeviceClock,
+        *,
+        chunk: int,
     ) -> None:
+        """``chunk``: prompt tokens of a plan, at most."""
         self.stage_list, self._head, self._pod = stages, head, pod
         self._recorder, self._clock = recorder, clock
         self._graphs: dict[tuple[object, ...], Playable] = {}
         self._asked: deque[_Asked] = deque()
         self._request: Request | None = None
-        self._kinds: list[TickKind] = []
+        self._stretch: tuple[TickKind, ...] = ()
+        self._fetched: tuple[list[Tensor], Ready]
         self._number = 0
         self._serial = 0
         self._row = 0
-        self._phase = 0
         self._entries: dict[int, Entry] = {}
-        self._prefill = Prefill(stages, head)
+        output = stages[-1].output
+        assert output is not None
+        self._prefill = Prefill(PromptLane(stages, recorder, chunk=chunk), output, head)
         self._bursts: dict[int, BurstPod] = {}
         self._burst: tuple[int, BurstRecord] | None = None
         self._due_back: deque[tuple[int, tuple[Target, ...]]] = deque()
         self._kept: Tensor | None = None
+        self._fork = recorder.fork
+        self._weight_bytes = sum(stage.weight_bytes() for stage in stages)
 
     @property
     def stages(self) -> int:
@@ -93,10 +103,12 @@ class GraphRunner:
 
     @property
     def lookahead(self) -> int:
-        """Ticks that run ahead of the host, or the next burst; none where logits are wanted."""
+        """Ticks that run ahead of the host: one graph runs while the next one is due. Or the next
+        burst. None where logits are wanted.
+        """
         if self._request is not None and self._request.keep_logits:
             return 0
-        return self.stages if self._bursting else _LOOKAHEAD
+        return self.stages if self._bursting else max(_LOOKAHEAD, 2 * len(self._stretch) - 1)
 
     @property
     def pending(self) -> int:
@@ -133,9 +145,10 @@ class GraphRunner:
             return TickResult(self._host_clock(asked), self._arrivals(asked.number), asked.nodes)
         asked.ready.synchronize()
         log, stamps, *logits = asked.copies
+        row = asked.row % TICKS
         if asked.burst:
-            return self._follow_burst(asked, log.tolist(), stamps.tolist(), logits)
-        entry = Entry.of(log.tolist(), stamps.tolist())
+            return self._follow_burst(asked, log[row].tolist(), stamps[row].tolist(), logits)
+        entry = Entry.of(log[row].tolist(), stamps[row].tolist())
         assert entry.tick == asked.row, "the device's log is out of step"
         return self._follow(asked, entry, logits)
 
@@ -164,12 +177,13 @@ class GraphRunner:
                 f"{MOST_GUESSES} guesses; choose 1 to {MOST_GUESSES}"
             )
         self._request = request
-        self._kinds = [TickKind(tuple(range(self.stages)), drafts=True)]
+        kinds = [TickKind(tuple(range(self.stages)), drafts=True)]
         if not request.drafting:
-            self._kinds = [TickKind((s,), drafts=False) for s in range(self.stages)]
+            kinds = [TickKind((s,), drafts=False) for s in range(self.stages)]
+        ticks = 1 if request.keep_logits else stretch_of(self._weight_bytes)
+        self._stretch = (*kinds,) * -(-ticks // len(kinds))
         self._clock.again()
         self._row = 0
-        self._phase = 0
         self._due_back.clear()
         self._entries.clear()
         self._burst = None
@@ -188,22 +202,25 @@ class GraphRunner:
     # ticks
 
     def _launch(self, plan: Step | Bubble) -> _Asked:
+        """One tick; every ``len(self._stretch)`` ticks a graph of them all is launched."""
         begin = perf_counter()
-        request, board = self._request, self._pod.board
+        request, board, kinds = self._request, self._pod.board, self._stretch
         assert request is not None
-        self._phase = 0 if isinstance(plan, Step) else self._phase + 1
-        if self._row == 0:
-            for kind in self._kinds:
-                self._record(kind, self._tick(kind, request.sampling))
-        wanted = [board.log, board.stamps]
-        self._replay(self._kinds[self._phase % len(self._kinds)])
-        kept: list[Tensor] = []
-        if request.keep_logits:
-            assert self._pod.chooser is not None
-            kept.append(self._pod.chooser.logits[0])
-            if request.drafting:
-                kept.append(self._pod.head_logits())
-        return self._fetch(begin, wanted, kept)
+        at = self._row % len(kinds)
+        assert isinstance(plan, Step) == (0 in kinds[at].active), "plan and graph are out of step"
+        if at == 0:
+            self._record(kinds, lambda: self._pod.stretch(kinds, request.sampling, self._fork))
+            self._replay(kinds)
+            kept: list[Tensor] = []
+            if request.keep_logits:
+                assert self._pod.chooser is not None
+                kept.append(self._pod.chooser.logits[0])
+                if request.drafting:
+                    kept.append(self._pod.head_logits())
+            self._fetched = self._recorder.fetch([board.log, board.stamps, *kept])
+        self._row += 1
+        copies, ready = self._fetched
+        return _Asked(self._number, ready, copies, self._row, begin)
 
     def _launch_burst(self, plan: Burst) -> _Asked:
         begin = perf_counter()
@@ -216,9 +233,11 @@ class GraphRunner:
         self._record(plan, lambda: pod.run(request.sampling))
         self._replay(plan)
         kept = [pod.target_logits, pod.draft_logits] if request.keep_logits else []
-        return self._fetch(begin, [pod.log, self._pod.board.stamps], kept, burst=True)
+        copies, ready = self._recorder.fetch([pod.log, self._pod.board.stamps, *kept])
+        self._row += 1
+        return _Asked(self._number, ready, copies, self._row, begin, burst=True)
 
-    def _record(self, kind: TickKind | Burst, launches: Callable[[], None]) -> None:
+    def _record(self, kind: Recorded, launches: Callable[[], None]) -> None:
         """Have a graph of these launches for the request's sampling, while nothing is in flight."""
         key = self._key(kind)
         if key in self._graphs:
@@ -228,16 +247,13 @@ class GraphRunner:
         self._pod.board.idle()
         self._graphs[key] = self._recorder.record(launches)
 
-    def _key(self, kind: TickKind | Burst) -> tuple[object, ...]:
+    def _key(self, kind: Recorded) -> tuple[object, ...]:
         assert self._request is not None
         sampling = self._request.sampling
         cut = (sampling.top_k, sampling.top_p, sampling.min_p) if is_cut(sampling) else ()
         return (kind, sampling.temperature > 0, *cut)
 
-    def _tick(self, kind: TickKind, sampling: Sampling) -> Callable[[], None]:
-        return lambda: self._pod.tick(kind, sampling, self._recorder.fork)
-
-    def _replay(self, kind: TickKind | Burst) -> None:
+    def _replay(self, kind: Recorded) -> None:
         """Launch; the first time in an answer, tell the device what the answer is to be."""
         graph = self._graphs[self._key(kind)]
         if self._row == 0:
@@ -250,15 +266,6 @@ class GraphRunner:
             if self._pod.head is not None:
                 self._pod.head.adopt()
         graph.replay()
-        self._row += 1
-
-    def _fetch(
-        self, begin: float, logs: list[Tensor], kept: list[Tensor], *, burst: bool = False
-    ) -> _Asked:
-        """Ask for the tick's row of ``logs``, and for ``kept`` as it is after the tick."""
-        wanted = [log[self._row % TICKS] for log in logs]
-        copies, ready = self._recorder.fetch(wanted + kept)
-        return _Asked(self._number, ready, copies, self._row, begin, burst=burst)
 
     # results
 

@@ -73,13 +73,20 @@ class Pod:
         self.chooser = self.lanes[-1].chooser
         self._early = 0 if head is None else len(head.weights.blocks) + 1
 
-    def tick(self, kind: TickKind, sampling: Sampling, fork: Fork) -> None:
-        """Launch one tick.
+    def stretch(self, kinds: Sequence[TickKind], sampling: Sampling, fork: Fork) -> None:
+        """Launch ticks one after the other."""
+        follows = False
+        for kind in kinds:
+            follows = self._tick(kind, sampling, fork, follows=follows)
+
+    def _tick(self, kind: TickKind, sampling: Sampling, fork: Fork, *, follows: bool) -> bool:
+        """Launch one tick. ``follows``: directly behind a single kernel. Returns whether it ends
+        with one.
 
         While the head drafts, the other stages get ahead by some layers; then all stages go in
         step, the same layer number in one launch, so that the GPU sees one row of kernels.
         """
-        self._boundary(sampling)
+        self._boundary(sampling, first=not follows)
         others = [s for s in kind.active if s > 0]
         ahead = 0
         if kind.drafts and others:
@@ -96,32 +103,34 @@ class Pod:
         else:
             front()
         starts = {s: 0 if s == 0 else ahead for s in kind.active}
-        self._together(starts, sampling, fork, alone=not ahead and 0 in kind.active)
+        return self._together(starts, sampling, fork, alone=not ahead and 0 in kind.active)
 
     def _together(
         self, starts: dict[int, int], sampling: Sampling, fork: Fork, *, alone: bool
-    ) -> None:
+    ) -> bool:
         """All active stages from layer ``starts`` on, and the LM head as soon as it can run.
 
-        ``alone``: the first kernel follows the entry kernel directly.
+        ``alone``: the first kernel follows the entry kernel directly. Returns whether the last
+        kernel runs alone.
         """
         last = len(self.lanes) - 1
         longest = max(len(self.lanes[s]) - at for s, at in starts.items())
         if last not in starts:
             self._steps(starts, longest, first=not alone)
-            return
+            return True
         before = len(self.lanes[last]) - starts[last]
         self._steps(starts, before, first=not alone)
         rest = {s: at + before for s, at in starts.items() if at + before < len(self.lanes[s])}
         if not rest:
             self._output(sampling, first=False)
-            return
+            return True
         fork(
             [
                 lambda: self._steps(rest, longest - before),
                 lambda: self._output(sampling, first=True),
             ]
         )
+        return False
 
     def _steps(self, starts: dict[int, int], count: int, *, first: bool = True) -> None:
         """``count`` layers of each of these stages, as far as they have so many."""
@@ -149,7 +158,7 @@ class Pod:
             first=first,
         )
 
-    def _boundary(self, sampling: Sampling) -> None:
+    def _boundary(self, sampling: Sampling, *, first: bool) -> None:
         board, head = self.board, self.head
         assert self.chooser is not None
         votes = self.chooser.votes(sampling)
@@ -174,7 +183,7 @@ class Pod:
             BH=power_of_two(self.hidden),
             BLOCK=block_of(votes.tiles),
             CLOCK=self.launcher.clock,
-            **self.launcher.flags(Tile(0, 0, 8), first=True),
+            **self.launcher.flags(Tile(0, 0, 8), first=first),
         )
 
     def _entry(self, sampling: Sampling, *, drafts: bool) -> None:

@@ -59,3 +59,10 @@ def choose_tile(inner: int, outer: int, *, width: int, paired: bool, narrow: boo
 def attention_tile(head_dim: int) -> Tile:
     """Slots a step, warps and pipelining of attention."""
     return Tile(0, 128 if head_dim <= 64 else 64, 4, True, 2)
+
+
+def stretch_of(weight_bytes: int) -> int:
+    """Ticks of one graph. Between graphs a GPU rests for some microseconds, and a graph that has
+    been launched runs to its end, also when the answer is over.
+    """
+    return 2 if weight_bytes < 2**30 else 1

@@ -113,10 +113,10 @@ def counts_of(stats: RunStats) -> Counts:
 
 
 class _KeepLogits:
-    """A runner (``core.plan.Runner``) that remembers the logits of the last target it gave."""
+    """A runner (``core.plan.Runner``) that remembers the logits of one token, counted from 0."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    def __init__(self, runner: Runner, index: int) -> None:
+        self._runner, self._left = runner, index
         self.logits: torch.Tensor | None = None
 
     @property
@@ -138,19 +138,23 @@ class _KeepLogits:
         result = self._runner.collect()
         for target in result.targets:
             if target.logits is not None:
-                self.logits = target.logits
+                self.logits = target.logits if self._left == 0 else self.logits
+                self._left -= 1
         return result
 
     def close(self) -> None:
         self._runner.close()
 
 
-def next_logits(engine: Engine, prefix: tuple[int, ...]) -> torch.Tensor | None:
-    """The full model's logits [V] of the token after ``prefix``; None from a runner without."""
-    keeper = _KeepLogits(engine.runner)
-    limits = Limits(1, len(prefix) + 1)
+def plain_logits(engine: Engine, prompt: tuple[int, ...], index: int = 0) -> torch.Tensor | None:
+    """Plain decoding's logits [V] of token ``index`` after ``prompt``; None from a runner without.
+
+    A token of the prompt and a token of the answer run through matrices of different widths.
+    """
+    keeper = _KeepLogits(engine.runner, index)
+    limits = Limits(index + 1, len(prompt) + index + 1)
     events = Engine(engine.config, keeper).answer(
-        prefix, sampling=GREEDY, limits=limits, drafting=Drafting(False, keep_logits=True)
+        prompt, sampling=GREEDY, limits=limits, drafting=Drafting(False, keep_logits=True)
     )
     with memory_errors("logits of plain decoding"):
         for _ in events:

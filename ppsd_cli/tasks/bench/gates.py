@@ -7,9 +7,6 @@ from ppsd_cli.bench_records import Figures, GateFailure, Interval, Row, Sample
 from ppsd_cli.errors import ConfigError
 
 FIGURES = ("speedup", "acceptance", "tokens_per_second", "tokens_per_tick", "identical")
-RELATIVE_TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 3e-2}
-"""Gap of two logits that rounding of other matrix shapes explains, over the larger of 1 and the
-larger logit's size. About 2^13, 10 and 4 roundings of the format's last place."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,16 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ppsd_cli.bench_records import Difference, Key, Question, Sample
+from ppsd_cli.bench_records import Contender, Difference, Key, Question, Sample
 from ppsd_cli.core.events import Event
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.tasks.bench.contenders import Rival
-from ppsd_cli.tasks.bench.decoders import Answered, next_logits
+from ppsd_cli.tasks.bench.decoders import Answered, plain_logits
 from ppsd_cli.tasks.bench.forced import forced_drafts
-from ppsd_cli.tasks.bench.gates import RELATIVE_TOLERANCE, first_difference
+from ppsd_cli.tasks.bench.gates import first_difference
 from ppsd_cli.tasks.bench.journal import Journal
 from ppsd_cli.tasks.bench.pool import settle
+from ppsd_cli.tasks.bench.rounding import rounding_tolerance
 from ppsd_cli.tasks.bench.talk import Message, Talk, user
 
 WARMUP_TOKENS = 8
@@ -123,19 +124,16 @@ class Measurement:
             self._judge(rival, key, prompt)
 
     def _order(self) -> list[Rival]:
-        """The contenders, rotated; those whose drafts are made from AR's answer come after it."""
+        """The contenders, rotated; those whose drafts are made from an answer come after all."""
         shift = self._rounds % len(self._rivals)
         rotated = [*self._rivals[shift:], *self._rivals[:shift]]
-        at = rotated.index(self._rivals[0])
-        early = [r for r in rotated[:at] if r.contender.acceptance is not None]
-        others = [r for r in rotated[:at] if r.contender.acceptance is None]
-        return [*others, rotated[at], *early, *rotated[at + 1 :]]
+        return sorted(rotated, key=lambda rival: rival.contender.acceptance is not None)
 
     def _measure(self, rival: Rival, key: Key, prompt: tuple[int, ...]) -> Sample:
         contender, forced = rival.contender, None
         if contender.acceptance is not None:
             forced = forced_drafts(
-                self._expected(key).token_ids,
+                self._right_answer(contender, key).token_ids,
                 acceptance=contender.acceptance,
                 vocabulary=self._course.vocabulary,
                 seed=self._course.seed,
@@ -165,6 +163,22 @@ class Measurement:
         samples = self._journal.samples
         return samples[first] if first in samples else samples[here]
 
+    def _right_answer(self, contender: Contender, key: Key) -> Sample:
+        """What fixed-acceptance drafts are made from: plain decoding's answer. For a decoder of
+        wider matrices its own, drafted freely, because after a difference of rounding every draft
+        from plain decoding's would be wrong.
+        """
+        own = [
+            r.contender.name
+            for r in self._rivals
+            if (r.contender.decoder, r.contender.acceptance) == (contender.decoder, None)
+            and (r.contender.draft_length, r.contender.head)
+            == (contender.draft_length, contender.head)
+        ]
+        if contender.exact or not own:
+            return self._expected(key)
+        return self._journal.samples[own[0], key]
+
     def _judge(self, rival: Rival, key: Key, prompt: tuple[int, ...]) -> None:
         """Hold a sample against plain decoding's and show it."""
         sample = self._journal.samples[rival.contender.name, key]
@@ -181,15 +195,14 @@ class Measurement:
     ) -> Difference:
         ours, theirs = expected.token_ids[index:], sample.token_ids[index:]
         gap, tolerance = None, None
-        plain = self._rivals[0]
         if ours and theirs:
-            engine = plain.loaded.thing
-            logits = next_logits(engine, (*prompt, *expected.token_ids[:index]))
-            if logits is not None:
-                chosen, other = float(logits[ours[0]]), float(logits[theirs[0]])
-                gap = abs(chosen - other)
-                tolerance = RELATIVE_TOLERANCE[engine.config.dtype] * max(
-                    1.0, abs(chosen), abs(other)
+            engine = self._rivals[0].loaded.thing
+            stepped = plain_logits(engine, prompt, index)
+            at_once = plain_logits(engine, (*prompt, *expected.token_ids[:index]))
+            if stepped is not None and at_once is not None:
+                gap = abs(float(stepped[ours[0]] - stepped[theirs[0]]))
+                tolerance = rounding_tolerance(
+                    stepped, at_once, (ours[0], theirs[0]), engine.config.dtype
                 )
         return Difference(
             index=index,
