@@ -149,8 +149,8 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
     ),
     "partial results of attention are joined without their scale": (
         "attention",
-        "out += share[:, None] * piece",
-        "out += piece",
+        "tl.sum(scale[:, :, None] * pieces, axis=0)",
+        "tl.sum(pieces, axis=0)",
         "long",
     ),
     "the counter of finished splits is not reset": (

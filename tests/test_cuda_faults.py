@@ -131,6 +131,7 @@ class Checks:
 
         def check():
             runner = model.graph((1, 3))
+            ask(runner, prompt(9), count=2)  # recording a graph would clear the ledger, too
             run = ask(runner, prompt(5), count=len(ids), forced=never, keep_logits=False)
             assert run.commits[-1].tick > TICKS
             assert run.ids == ids

@@ -198,7 +198,12 @@ def linear(
     width, inner = one.x.shape
     outer = one.out.shape[1]
     tile = choose_tile(
-        inner, outer, width=width, paired=gated, narrow=one.weight.dtype != torch.float32
+        inner,
+        outer,
+        width=width,
+        paired=gated,
+        narrow=one.weight.dtype != torch.float32,
+        members=len(members),
     )
     stamps = next((m.stamp for m in members if m.stamp is not None), None)
     table = one.x
@@ -242,14 +247,25 @@ def qkv(
     shape: Shape,
     tables: tuple[Tensor, Tensor],
     first: bool = False,
+    placed: bool = False,
 ) -> None:
-    """A group of equal shape; ``shape.heads`` 0 makes keys and values only. See ``qkv_kernel``."""
+    """A group of equal shape; ``shape.heads`` 0 makes keys and values only. See ``qkv_kernel``.
+
+    ``placed``: the places were written before the kernel before this one began.
+    """
     one = members[0]
     width, inner = one.x.shape
     n, m, d = shape.heads, shape.kv_heads, shape.head_dim
     pairs = (n + 2 * m) * d // 2
     single = one.q_norm is not None
-    tile = choose_tile(inner, pairs, width=width, paired=True, narrow=one.x.dtype != torch.float32)
+    tile = choose_tile(
+        inner,
+        pairs,
+        width=width,
+        paired=True,
+        narrow=one.x.dtype != torch.float32,
+        members=len(members),
+    )
     rows = d // 2 if single else tile.rows
     table = one.place
     if len(members) > 1:
@@ -282,6 +298,7 @@ def qkv(
         NORM=one.norm is not None,
         BIAS=one.bias is not None,
         HEAD_NORM=single,
+        EARLY=placed,
         DOT=tile.dot,
         GROUPED=len(members) > 1,
         **launcher.flags(tile, first=first),
@@ -332,6 +349,7 @@ def attend(
         BT=tile.columns,
         SPLIT=SPLIT,
         MAX_SPLITS=ATTENTION,
+        JOIN=8,
         SPLITS=launcher.splits,
         WINDOW=window or 0,
         LAG=near.lags if near else 0,

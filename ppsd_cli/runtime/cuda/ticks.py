@@ -143,7 +143,12 @@ class Pod:
             ]
             lane = self.lanes[next(iter(starts))]
             run_blocks(
-                self.launcher, calls, lane.shape, lane.stage.tables, first=first and step == 0
+                self.launcher,
+                calls,
+                lane.shape,
+                lane.stage.tables,
+                first=first and step == 0,
+                placed=step > 0,
             )
 
     def _output(self, sampling: Sampling, *, first: bool) -> None:

@@ -34,10 +34,14 @@ def power_of_two(value: int) -> int:
     return 1 << max(value - 1, 0).bit_length()
 
 
-def choose_tile(inner: int, outer: int, *, width: int, paired: bool, narrow: bool) -> Tile:
+def choose_tile(
+    inner: int, outer: int, *, width: int, paired: bool, narrow: bool, members: int = 1
+) -> Tile:
     """The tile of a product [W, K = ``inner``] by [O = ``outer``, K].
 
     ``paired``: two weight rows at once (gated MLP, rotary pairs). ``narrow``: 16-bit weights.
+    ``members``: stages that share the launch. They may change BN only: each row is summed by one
+    warp, so the sums stay the same bit by bit.
     """
     if width > 1:
         return Tile(16 if outer < 8192 else 32, 64 if inner < 2048 else 128, 4, True, 4)
@@ -46,7 +50,11 @@ def choose_tile(inner: int, outer: int, *, width: int, paired: bool, narrow: boo
     if inner <= 1024:
         if outer >= 8192:
             return Tile(8, 256, 4)
-        return Tile(16 if paired and outer >= 1024 else 8, min(256, power_of_two(inner)), 8)
+        if paired:
+            rows = 16 if outer >= 1024 or members > 2 else 8
+        else:
+            rows = 8 if members == 2 else 16
+        return Tile(rows, min(256, power_of_two(inner)), 8)
     if inner <= 2048:
         return Tile(8, 512, 8)
     if paired:
