@@ -111,12 +111,16 @@ class Small:
         return str(folder)
 
     def graph(self, split: Sequence[int], **changes: Any) -> Runner:
-        """The graph runner, drafting by raw exit unless told otherwise."""
+        """The graph runner, drafting by raw exit unless told otherwise.
+
+        ``groups``: stages of each device, where this device is to play several.
+        """
         from ppsd_cli.runtime.cuda.build import load_graph_runner
 
         config = self.tiny.config(split, slots=CONTEXT, chunk=CHUNK, dtype=self.dtype)
         devices = (self.device,) * len(split)
-        return load_graph_runner(replace(config, devices=devices, **changes))
+        groups = changes.pop("groups", None)
+        return load_graph_runner(replace(config, devices=devices, **changes), groups=groups)
 
     def local(self, split: Sequence[int], **changes: Any) -> Runner:
         """The in-process runner of torch, on the CPU and in float32: what is to be equalled."""

@@ -134,6 +134,26 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
         "hide = slot[None, :] > position[:, None]",
         "chain",
     ),
+    # several devices
+    "a box has one half": ("relay", "half = tick % 2", "half = tick * 0", "several"),
+    "a follower reads the half that is being filled": (
+        "relay",
+        "half = (tick + 1) % 2",
+        "half = tick % 2",
+        "several",
+    ),
+    "a follower's places are not handed on": (
+        "relay",
+        "place_ptr + index - 2",
+        "place_ptr + index",
+        "several",
+    ),
+    "returned states go to the ring of another tap": (
+        "relay",
+        "source = tl.load(move)",
+        "source = tl.load(move) * 0",
+        "several",
+    ),
     # attention and choice
     "a row does not see itself": (
         "attention",

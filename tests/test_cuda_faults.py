@@ -96,6 +96,9 @@ class Checks:
             "window": self._equality("mistral", (3,), prompt(12), count=2, **plain),
             "long": self._equality("llama", (4,), long, count=4, **plain),
             "leftovers": self._leftovers(),
+            "several": self._equality(
+                "biases", STAGES, prompt(9), count=COUNT, groups=(1, 2), **guessed
+            ),
         }
 
     def run(self, name):
@@ -109,6 +112,7 @@ class Checks:
     def _equality(self, kind, split, text, *, head, **options):
         """Text, logits and events of an answer."""
         model = self._small(kind)
+        groups = options.pop("groups", None)
         sampling = {key: options[key] for key in ("sampling",) if key in options}
         reference = model.plain(text, options["count"], **sampling)
         if options.pop("guess", False):
@@ -116,7 +120,7 @@ class Checks:
         expected = ask(model.local(split, head=head), text, **options)
 
         def check():
-            run = ask(model.graph(split, head=head), text, **options)
+            run = ask(model.graph(split, head=head, groups=groups), text, **options)
             assert_exact(run, reference)
             assert_same_events(run, expected)
 
@@ -155,7 +159,9 @@ def checks(tmp_path_factory):
     return Checks(tmp_path_factory.mktemp("models"))
 
 
-@pytest.mark.parametrize("check", ["chain", "sampled", "naive", "window", "long", "leftovers"])
+@pytest.mark.parametrize(
+    "check", ["chain", "sampled", "naive", "window", "long", "leftovers", "several"]
+)
 def test_without_a_fault_the_check_passes(checks, check):
     checks.run(check)
 

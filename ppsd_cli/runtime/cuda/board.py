@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ppsd_cli.core.choose import signed_seed
-from ppsd_cli.core.plan import Request
+from ppsd_cli.core.plan import Request, Sampling
 from ppsd_cli.runtime.cuda.control import BOARD_FIELDS, LEDGER_FIELDS, LOG_FIELDS, TICKS
 from ppsd_cli.runtime.cuda.launch import Noise, Stamp
 
@@ -70,8 +69,8 @@ class Board:
         self.board.zero_()
         self.ledger.zero_()
 
-    def begin(self, request: Request, *, position: int, token: Tensor, serial: int) -> None:
-        """A prompt is in the caches and its first token [1] is due at ``position``.
+    def begin(self, request: Request, *, position: int, token: int, serial: int) -> None:
+        """A prompt is in the caches and its first ``token`` is due at ``position``.
 
         Nothing of an earlier answer stays in flight. No copy here waits for the device.
         """
@@ -82,6 +81,7 @@ class Board:
             "epoch": self._answers << 32,
             "due": 1,
             "due_position": position,
+            "due_token": token,
             "serial": serial,
             "drafting": int(request.drafting),
             "feed_limit": request.feed_limit,
@@ -90,9 +90,12 @@ class Board:
         }
         for name, value in values.items():
             self.board[_AT[name]].fill_(value)
-        self.board[_AT["due_token"]].copy_(token[0])
         self.ledger.zero_()
         if forced:
             self.forced[: len(forced)].copy_(torch.tensor(forced, dtype=torch.int64))
-        self.noise.seed.fill_(signed_seed(request.sampling.seed))
-        self.noise.temperature.fill_(max(request.sampling.temperature, 1e-30))
+        self.choose_noise(request.sampling)
+
+    def choose_noise(self, sampling: Sampling) -> None:
+        """The noise of an answer's tokens."""
+        self.noise.seed.fill_(signed_seed(sampling.seed))
+        self.noise.temperature.fill_(max(sampling.temperature, 1e-30))

@@ -1,33 +1,69 @@
 """From settings to a graph runner."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import torch
 
 from ppsd_cli.model.heads import DraftHead
 from ppsd_cli.model.stage import Stage
 from ppsd_cli.runtime.cuda.clock import DeviceClock
+from ppsd_cli.runtime.cuda.crew import Crew, Member, devices_reach
 from ppsd_cli.runtime.cuda.launch import Launcher
 from ppsd_cli.runtime.cuda.prompts import bucket_of
 from ppsd_cli.runtime.cuda.recorder import Immediate, Recorder
 from ppsd_cli.runtime.cuda.runner import GraphRunner
-from ppsd_cli.runtime.cuda.ticks import Pod
+from ppsd_cli.runtime.cuda.ticks import FollowerPod, Pod
 from ppsd_cli.runtime.pipeline import PipelineConfig, load_head, load_worker
 
 
-def load_graph_runner(config: PipelineConfig) -> GraphRunner:
-    """Load all stages onto their one device, with room for whole buckets and a spare slot."""
+def load_graph_runner(
+    config: PipelineConfig, *, groups: Sequence[int] | None = None
+) -> GraphRunner:
+    """Load all stages onto their devices, with room for whole buckets and a spare slot.
+
+    ``groups``: see ``graph_runner``.
+    """
     roomy = replace(config, slots=bucket_of(config.slots) + 1)
     stages = [load_worker(roomy, s).stage for s in range(config.stages)]
-    return graph_runner(stages, load_head(roomy, stages[0]), chunk=config.chunk)
+    return graph_runner(stages, load_head(roomy, stages[0]), chunk=config.chunk, groups=groups)
 
 
-def graph_runner(stages: list[Stage], head: DraftHead | None, *, chunk: int = 128) -> GraphRunner:
-    """A runner for stages of one device. Their caches need room for the bucket of the last slot in
-    use, and one slot to spare, for bubbles. ``chunk``: prompt tokens of one plan, at most.
+def graph_runner(
+    stages: list[Stage],
+    head: DraftHead | None,
+    *,
+    chunk: int = 128,
+    groups: Sequence[int] | None = None,
+    through_host: bool | None = None,
+) -> GraphRunner:
+    """A runner for stages whose caches have room for the bucket of the last slot in use, and one
+    slot to spare, for bubbles. ``chunk``: prompt tokens of one plan, at most.
 
+    Neighbours on the same device work in step; ``groups`` (stages of each group) tells them apart
+    otherwise. ``through_host``: boxes between devices in pinned host memory; None finds out.
     On a CPU the kernels run in Triton's interpreter, one launch after the other: for tests.
     """
+    if groups is None:
+        groups = [len(list(same)) for _, same in groupby(stages, key=lambda s: s.device)]
+    parts: list[tuple[int, list[Stage]]] = []
+    for size in groups:
+        first = sum(len(part) for _, part in parts)
+        parts.append((first, stages[first : first + size]))
+    if through_host is None:
+        devices = sorted({str(stage.device) for stage in stages})
+        through_host = not devices_reach([torch.device(name) for name in devices])
+    with torch.inference_mode():
+        members = [
+            _member(part, head if first == 0 else None, first, len(stages)) for first, part in parts
+        ]
+        crew = Crew(members, through_host=through_host)
+    return GraphRunner(stages, head, crew, chunk=chunk, through_host=through_host)
+
+
+def _member(stages: list[Stage], head: DraftHead | None, first: int, total: int) -> Member:
+    """The pod of some neighbours on one device, with its streams and clock."""
     device = stages[0].device
     cuda = device.type == "cuda"
     if cuda:
@@ -35,7 +71,6 @@ def graph_runner(stages: list[Stage], head: DraftHead | None, *, chunk: int = 12
     chained = cuda and torch.cuda.get_device_capability(device) >= (9, 0)
     launcher = Launcher(clock=cuda, chained=chained, slots=stages[0].slots)
     recorder = Recorder(device, branches=2) if cuda else Immediate()
-    clock = DeviceClock(device if cuda else None)
-    with torch.inference_mode():
-        pod = Pod(launcher, stages, head)
-    return GraphRunner(stages, head, pod, recorder, clock, chunk=chunk)
+    kind = FollowerPod if first else Pod
+    pod = kind(launcher, stages, head, first=first, total=total)
+    return Member(pod, recorder, DeviceClock(device if cuda else None))

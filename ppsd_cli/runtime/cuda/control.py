@@ -17,6 +17,7 @@ import triton.language as tl
 
 from ppsd_cli.runtime.cuda.choice import elect, elect_token
 from ppsd_cli.runtime.cuda.linear import wait_for_predecessor
+from ppsd_cli.runtime.cuda.relay import moved
 
 TICKS = 64
 BOARD_FIELDS = (
@@ -61,10 +62,14 @@ def boundary_kernel(
     tiles,
     move_ptr,
     states_ptr,
+    box_ptr,
+    header_ptr,
     inputs_ptr,
     rings_ptr,
     trash,
     STAGES: tl.constexpr,
+    LOCAL: tl.constexpr,
+    BOX: tl.constexpr,
     LAGS: tl.constexpr,
     RING: tl.constexpr,
     H: tl.constexpr,
@@ -76,21 +81,22 @@ def boundary_kernel(
     """Take in what the stages finished in the last tick, and decide.
 
     Program 0 applies the rule and says where each stage's and the head's rows belong. Program i
-    carries out move i - 1: (row of ``states``, kind, where, stage), from [rows, H] to the input of
-    stage ``where`` (kind 0) or to ring ``where`` (kind 1) of [taps, RING + 1, H], at the position
-    of the node that left ``stage``; the last place of a ring is for bubbles.
+    carries out move i - 1: (row, kind, where, stage, whether the row lies in the box), from
+    ``states`` or box [rows, H] to the input of stage ``where`` (kind 0) or to ring ``where`` (kind
+    1) of [taps, RING + 1, H], at the position of the node that left ``stage``; the last place of a
+    ring is for bubbles. ``LOCAL``: stages on this device; the target of the others' last stage
+    comes through the box, too.
     """
     wait_for_predecessor(PDL)
     tick = tl.load(board_ptr)
     if tl.program_id(0) > 0:
         tick += 1
-        move = move_ptr + (tl.program_id(0) - 1) * 4
-        source = tl.load(move)
+        move = move_ptr + (tl.program_id(0) - 1) * 5
         kind = tl.load(move + 1)
         where = tl.load(move + 2)
         left = ledger_ptr + ((tick + 64 - 1 - tl.load(move + 3)) % 64) * 5
         h = tl.arange(0, BH)
-        state = tl.load(states_ptr + source * H + h, mask=h < H)
+        state = moved(states_ptr, box_ptr, move, (tick + 1) % 2, h, BOX, H)
         if kind == 0:
             tl.store(inputs_ptr + where * H + h, state, mask=h < H)
         else:
@@ -104,7 +110,10 @@ def boundary_kernel(
     node = ledger_ptr + ((tick + 64 - STAGES) % 64) * 5
     arrived = tl.load(node)
     live = (arrived > 0) & (tl.load(node + 1) == epoch)
-    target = elect(vote_ptr, vote_id_ptr, tiles, BLOCK).to(tl.int64)
+    if LOCAL < STAGES:
+        target = tl.load(header_ptr + ((tick + 1) % 2) * 3 + 2, volatile=True)
+    else:
+        target = elect(vote_ptr, vote_id_ptr, tiles, BLOCK).to(tl.int64)
     accepted = False
     if STAGES > 1:
         heir = ledger_ptr + ((tick + 64 - STAGES + 1) % 64) * 5
@@ -123,7 +132,7 @@ def boundary_kernel(
     tl.store(log + 4, live.to(tl.int64))
     if CLOCK:
         tl.store(log + 10, tl.extra.cuda.globaltimer().to(tl.int64))
-    for s in tl.static_range(1, STAGES):
+    for s in tl.static_range(1, LOCAL):
         inside = ledger_ptr + ((tick + 64 - s) % 64) * 5
         there = tl.load(inside) > 0
         position = tl.where(there, tl.load(inside + 2), 0)

@@ -11,25 +11,28 @@ from ppsd_cli.core.plan import Node, Prompt, Request, Target
 from ppsd_cli.errors import StageError
 from ppsd_cli.model.heads import DraftHead
 from ppsd_cli.model.stage import Output
-from ppsd_cli.runtime.cuda.prompts import PromptLane
+from ppsd_cli.runtime.cuda.prompts import PromptLine
+from ppsd_cli.runtime.cuda.recorder import Immediate, Recorder
 
 
 class Prefill:
     """Runs prompt chunks through all stages, as a graph, and through the head.
 
-    ``first``: the token [1] after the prompt, still on the device, and its position; None before
-    the last chunk.
+    ``first``: the token after the prompt and its position; None before the last chunk.
     """
 
-    def __init__(self, lane: PromptLane, output: Output, head: DraftHead | None) -> None:
-        self._lane, self._output, self._head = lane, output, head
-        self.first: tuple[Tensor, int] | None = None
+    def __init__(
+        self, line: PromptLine, output: Output, head: DraftHead | None, tail: Recorder | Immediate
+    ) -> None:
+        """``tail``: of the device with the LM head."""
+        self._line, self._output, self._head, self._tail = line, output, head, tail
+        self.first: tuple[int, int] | None = None
 
     def run(self, plan: Prompt, request: Request, serial: int) -> tuple[Node, Target]:
         """One chunk: its node, and the last stage's answer."""
         count = len(plan.token_ids)
         node = Node(serial, plan.start, None, count, drafted=False, final=plan.last)
-        hidden, taps = self._lane.run(plan.token_ids, plan.start)
+        hidden, taps = self._line.run(plan.token_ids, plan.start)
         if self._head is not None:
             for depth, states in taps.items():
                 self._head.observe(depth, plan.start, states)
@@ -41,14 +44,16 @@ class Prefill:
         if not node.final:
             return Target(node.serial, None, ())
         position = node.position + node.tokens
-        logits = self._output.logits(hidden)
-        try:
-            token = choose(logits, request.sampling, torch.tensor([position], device=logits.device))
-        except ValueError as error:
-            raise StageError(not_numbers(str(error), position)) from error
-        self.first = (token, position)
-        kept = logits[0].float().cpu() if request.keep_logits else None
-        return Target(node.serial, int(token[0]), (), kept)
+        with self._tail.stream():
+            logits = self._output.logits(hidden)
+            where = torch.tensor([position], device=logits.device)
+            try:
+                token_id = int(choose(logits, request.sampling, where)[0])
+            except ValueError as error:
+                raise StageError(not_numbers(str(error), position)) from error
+            kept = logits[0].float().cpu() if request.keep_logits else None
+        self.first = (token_id, position)
+        return Target(node.serial, token_id, (), kept)
 
 
 def not_numbers(what: str, position: int | None) -> str:

@@ -16,6 +16,7 @@ from torch.nn import functional
 from ppsd_cli.model.cache import LayerCache
 from ppsd_cli.model.layers import Shape, finish, project
 from ppsd_cli.model.stage import Stage
+from ppsd_cli.runtime.cuda.crew import Crew
 from ppsd_cli.runtime.cuda.recorder import Immediate, Playable, Recorder
 from ppsd_cli.runtime.cuda.tiles import power_of_two
 
@@ -33,12 +34,12 @@ def bucket_of(end: int) -> int:
 
 
 class PromptLane:
-    """Static buffers of one chunk, and a graph for each bucket of lengths."""
+    """One device's static buffers for a chunk, and a graph for each bucket of lengths."""
 
     def __init__(self, stages: list[Stage], recorder: Recorder | Immediate, *, chunk: int) -> None:
         first = stages[0]
         device = first.device
-        self._stages, self._recorder, self.chunk = stages, recorder, chunk
+        self._stages, self.recorder, self.chunk = stages, recorder, chunk
         self._shape = Shape.of(first.spec)
         self._trash = first.slots - 1
         self._ids = torch.zeros(chunk, dtype=torch.int64, device=device)
@@ -47,21 +48,27 @@ class PromptLane:
         self._count = torch.zeros(1, dtype=torch.int64, device=device)
         depths = {depth for stage in stages for depth in stage.tap_depths}
         self._taps = {d: self._state(first) for d in sorted(depths)}
-        self._last = self._state(first)
+        self._source, self._last = self._state(first), self._state(first)
         self._graphs: dict[int, Playable] = {}
 
     def _state(self, stage: Stage) -> Tensor:
         return torch.zeros(self.chunk, stage.spec.hidden, dtype=stage.dtype, device=stage.device)
 
-    def run(self, token_ids: tuple[int, ...], start: int) -> tuple[Tensor, dict[int, Tensor]]:
+    def run(
+        self, token_ids: tuple[int, ...], start: int, source: Tensor | None
+    ) -> tuple[Tensor, dict[int, Tensor]]:
         """States [W, H] of a chunk of W tokens after the last layer, and by tapped depth.
 
-        They lie in buffers that the next chunk overwrites.
+        ``source`` [W, H]: states before the first layer, where that is not the model's. Results
+        lie in buffers that the next chunk overwrites.
         """
         count = len(token_ids)
         graph = self._graph(bucket_of(start + count))
-        padded = (*token_ids, *(0,) * (self.chunk - count))
-        self._ids.copy_(torch.tensor(padded))
+        if source is None:
+            padded = (*token_ids, *(0,) * (self.chunk - count))
+            self._ids.copy_(torch.tensor(padded))
+        else:
+            self._source[:count].copy_(source)
         self._start.fill_(start)
         self._count.fill_(count)
         graph.replay()
@@ -72,14 +79,15 @@ class PromptLane:
         if bucket not in self._graphs:
             self._count.zero_()  # recording runs once: with no rows but those to the trash slot
             self._start.zero_()
-            self._graphs[bucket] = self._recorder.record(lambda: self._launch(bucket))
+            self._graphs[bucket] = self.recorder.record(lambda: self._launch(bucket))
         return self._graphs[bucket]
 
     def _launch(self, bucket: int) -> None:
         position = (self._start + self._rows).clamp(max=self._trash)
         slot = torch.where(self._rows < self._count, position, self._trash)
         masks: dict[int | None, Tensor] = {}
-        hidden = self._stages[0].embed(self._ids)
+        first = self._stages[0]
+        hidden = self._source if first.embedding is None else first.embed(self._ids)
         for stage in self._stages:
             cos, sin = (table[position][:, None] for table in stage.tables)
             windows = stage.spec.windows[stage.part.first : stage.part.last]
@@ -94,6 +102,30 @@ class PromptLane:
                 if depth in stage.tap_depths:
                     self._taps[depth].copy_(hidden)
         self._last.copy_(hidden)
+
+
+class PromptLine:
+    """The lanes of all devices, one after the other."""
+
+    def __init__(self, lanes: list[PromptLane], crew: Crew, *, through_host: bool) -> None:
+        self._lanes, self._crew, self._through_host = lanes, crew, through_host
+
+    def run(self, token_ids: tuple[int, ...], start: int) -> tuple[Tensor, dict[int, Tensor]]:
+        """As a lane's, with the last states on the last device and the taps on the first."""
+        crew, host = self._crew, self._through_host
+        hidden: Tensor | None = None
+        taps: dict[int, Tensor] = {}
+        for number, lane in enumerate(self._lanes):
+            if hidden is not None:
+                hidden = crew.hand_over(hidden, number - 1, number, through_host=host)
+            with lane.recorder.stream():
+                hidden, tapped = lane.run(token_ids, start, hidden)
+            for depth, states in tapped.items():
+                taps[depth] = crew.hand_over(states, number, 0, through_host=host)
+        if len(self._lanes) > 1:
+            crew.meet()
+        assert hidden is not None
+        return hidden, taps
 
 
 def _mask(position: Tensor, bucket: int, window: int | None, shape: Shape) -> Tensor:

@@ -41,6 +41,12 @@ class Immediate:
         """The launches themselves."""
         return _Direct(launches)
 
+    def mark(self) -> None:
+        """What was launched has happened."""
+
+    def after(self, others: Sequence["Recorder | Immediate"]) -> None:
+        """Nothing to wait for."""
+
     def fetch(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Ready]:
         """Copies for the host."""
         return [tensor.clone() for tensor in tensors], _Done()
@@ -55,6 +61,17 @@ class Recorder:
         self._side = [torch.cuda.Stream(device) for _ in range(branches - 1)]
         self._back = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
+        self._mark = torch.cuda.Event()
+
+    def mark(self) -> None:
+        """Note what was launched so far, for other devices to wait for."""
+        self._mark.record(self._main)
+
+    def after(self, others: Sequence["Recorder | Immediate"]) -> None:
+        """What is launched from now on waits for the latest marks of other devices."""
+        for other in others:
+            assert isinstance(other, Recorder)
+            self._main.wait_event(other._mark)
 
     def stream(self) -> AbstractContextManager[object]:
         """Work in this context goes to the main stream."""

@@ -7,6 +7,7 @@ by itself (``control.py``) and the host follows what it logs.
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -30,13 +31,12 @@ from ppsd_cli.model.stage import Stage
 from ppsd_cli.runtime.cuda.board import Entry
 from ppsd_cli.runtime.cuda.burst_log import BurstRecord
 from ppsd_cli.runtime.cuda.bursts import MOST_GUESSES, BurstPod
-from ppsd_cli.runtime.cuda.clock import DeviceClock
 from ppsd_cli.runtime.cuda.control import TICKS
+from ppsd_cli.runtime.cuda.crew import Crew, Fetched
 from ppsd_cli.runtime.cuda.lanes import is_cut
 from ppsd_cli.runtime.cuda.prefill import Prefill, not_numbers
-from ppsd_cli.runtime.cuda.prompts import PromptLane
-from ppsd_cli.runtime.cuda.recorder import Immediate, Playable, Ready, Recorder
-from ppsd_cli.runtime.cuda.ticks import Pod, TickKind
+from ppsd_cli.runtime.cuda.prompts import PromptLane, PromptLine
+from ppsd_cli.runtime.cuda.ticks import TickKind
 from ppsd_cli.runtime.cuda.tiles import stretch_of
 
 _LOOKAHEAD = 3
@@ -48,52 +48,60 @@ Recorded = tuple[TickKind, ...] | Burst
 class _Asked:
     """A tick that was launched (``row``: its number on the device) or that only the host knows.
 
-    ``burst``: what was launched is a whole burst.
+    ``fetched``: stamps of each device, and behind the first one's the log. ``logits``: of the
+    target and the draft, where they are kept. ``burst``: what was launched is a whole burst.
     """
 
     number: int
-    ready: Ready | None
-    copies: list[Tensor]
+    fetched: Fetched | None
     row: int
     begin: float
     nodes: tuple[Node, ...] = ()
     end: float = 0.0
     burst: bool = False
+    logits: tuple[Tensor, ...] = ()
 
 
 class GraphRunner:
-    """Stages on one device behind the ``Runner`` protocol."""
+    """Stages on one device or several behind the ``Runner`` protocol."""
 
     def __init__(
         self,
         stages: list[Stage],
         head: DraftHead | None,
-        pod: Pod,
-        recorder: Recorder | Immediate,
-        clock: DeviceClock,
+        crew: Crew,
         *,
         chunk: int,
+        through_host: bool = False,
     ) -> None:
-        """``chunk``: prompt tokens of a plan, at most."""
-        self.stage_list, self._head, self._pod = stages, head, pod
-        self._recorder, self._clock = recorder, clock
-        self._graphs: dict[tuple[object, ...], Playable] = {}
+        """``chunk``: prompt tokens of a plan, at most. ``through_host``: devices cannot write to
+        each other's memory.
+        """
+        self.stage_list, self._head, self._crew = stages, head, crew
+        self._pod, self._clock = crew.home.pod, crew.home.clock
+        self._clocks = [m.clock for m in crew.members for _ in m.pod.lanes]
+        self.through_host = through_host
         self._asked: deque[_Asked] = deque()
         self._request: Request | None = None
-        self._stretch: tuple[TickKind, ...] = ()
-        self._fetched: tuple[list[Tensor], Ready]
+        self._cycle: tuple[TickKind, ...] = ()
+        self._unit = 1
+        self._fetched: tuple[Fetched, tuple[Tensor, ...]]
         self._number = 0
         self._serial = 0
         self._row = 0
         self._entries: dict[int, Entry] = {}
         output = stages[-1].output
         assert output is not None
-        self._prefill = Prefill(PromptLane(stages, recorder, chunk=chunk), output, head)
+        lanes = [
+            PromptLane([lane.stage for lane in m.pod.lanes], m.recorder, chunk=chunk)
+            for m in crew.members
+        ]
+        line = PromptLine(lanes, crew, through_host=through_host)
+        self._prefill = Prefill(line, output, head, crew.tail.recorder)
         self._bursts: dict[int, BurstPod] = {}
         self._burst: tuple[int, BurstRecord] | None = None
         self._due_back: deque[tuple[int, tuple[Target, ...]]] = deque()
         self._kept: Tensor | None = None
-        self._fork = recorder.fork
         self._weight_bytes = sum(stage.weight_bytes() for stage in stages)
 
     @property
@@ -108,7 +116,7 @@ class GraphRunner:
         """
         if self._request is not None and self._request.keep_logits:
             return 0
-        return self.stages if self._bursting else max(_LOOKAHEAD, 2 * len(self._stretch) - 1)
+        return self.stages if self._bursting else max(_LOOKAHEAD, 2 * self._unit - 1)
 
     @property
     def pending(self) -> int:
@@ -121,7 +129,7 @@ class GraphRunner:
 
         ConfigError for bursts longer than the kernels serve.
         """
-        with self._recorder.stream():
+        with self._crew.stream():
             if isinstance(plan, Prompt):
                 asked = self._prompt(plan)
             elif isinstance(plan, Burst):
@@ -141,20 +149,22 @@ class GraphRunner:
     def collect(self) -> TickResult:
         """The oldest tick, when the device has finished it."""
         asked = self._asked.popleft()
-        if asked.ready is None:
+        if asked.fetched is None:
             return TickResult(self._host_clock(asked), self._arrivals(asked.number), asked.nodes)
-        asked.ready.synchronize()
-        log, stamps, *logits = asked.copies
-        row = asked.row % TICKS
+        asked.fetched.synchronize()
+        copies, row = asked.fetched.copies, asked.row % TICKS
+        log = copies[0][1][row].tolist()
+        stamps = [time for stamped, *_ in copies for time in stamped[row].tolist()]
+        logits = list(asked.logits)
         if asked.burst:
-            return self._follow_burst(asked, log[row].tolist(), stamps[row].tolist(), logits)
-        entry = Entry.of(log[row].tolist(), stamps[row].tolist())
+            return self._follow_burst(asked, log, stamps, logits)
+        entry = Entry.of(log, stamps)
         assert entry.tick == asked.row, "the device's log is out of step"
         return self._follow(asked, entry, logits)
 
     def close(self) -> None:
         """Let go of graphs and buffers."""
-        self._graphs.clear()
+        self._crew.forget()
         self._bursts.clear()
 
     # prompts
@@ -167,7 +177,7 @@ class GraphRunner:
         node, target = self._prefill.run(plan, self._request, self._serial)
         self._serial += 1
         self._due_back.append((self._number + self.stages, (target,)))
-        return _Asked(self._number, None, [], 0, begin, (node,), perf_counter())
+        return _Asked(self._number, None, 0, begin, (node,), perf_counter())
 
     def _begin(self, request: Request) -> None:
         """A new answer: nothing of the last one comes back."""
@@ -176,13 +186,21 @@ class GraphRunner:
                 f"--draft-length {request.draft_length}: on a GPU one burst verifies at most "
                 f"{MOST_GUESSES} guesses; choose 1 to {MOST_GUESSES}"
             )
+        if request.draft_length and len(self._crew.members) > 1:
+            raise ConfigError(
+                "--decoder eesd: its stages take turns, so it runs on one GPU; choose one with "
+                "--devices cuda:0"
+            )
         self._request = request
         kinds = [TickKind(tuple(range(self.stages)), drafts=True)]
         if not request.drafting:
             kinds = [TickKind((s,), drafts=False) for s in range(self.stages)]
-        ticks = 1 if request.keep_logits else stretch_of(self._weight_bytes)
-        self._stretch = (*kinds,) * -(-ticks // len(kinds))
-        self._clock.again()
+        alone = len(self._crew.members) == 1
+        ticks = stretch_of(self._weight_bytes) if alone and not request.keep_logits else 1
+        self._cycle = (*kinds,) * -(-ticks // len(kinds))
+        self._unit = len(self._cycle) if alone else 1
+        for member in self._crew.members:
+            member.clock.again()
         self._row = 0
         self._due_back.clear()
         self._entries.clear()
@@ -197,75 +215,86 @@ class GraphRunner:
 
     def _quiet(self) -> _Asked:
         now = perf_counter()
-        return _Asked(self._number, None, [], 0, now, (), perf_counter())
+        return _Asked(self._number, None, 0, now, (), perf_counter())
 
     # ticks
 
     def _launch(self, plan: Step | Bubble) -> _Asked:
-        """One tick; every ``len(self._stretch)`` ticks a graph of them all is launched."""
+        """One tick; every ``self._unit`` ticks a graph of them all is launched."""
         begin = perf_counter()
-        request, board, kinds = self._request, self._pod.board, self._stretch
+        request, crew, unit = self._request, self._crew, self._unit
         assert request is not None
-        at = self._row % len(kinds)
-        assert isinstance(plan, Step) == (0 in kinds[at].active), "plan and graph are out of step"
-        if at == 0:
-            self._record(kinds, lambda: self._pod.stretch(kinds, request.sampling, self._fork))
-            self._replay(kinds)
-            kept: list[Tensor] = []
-            if request.keep_logits:
-                assert self._pod.chooser is not None
-                kept.append(self._pod.chooser.logits[0])
-                if request.drafting:
-                    kept.append(self._pod.head_logits())
-            self._fetched = self._recorder.fetch([board.log, board.stamps, *kept])
+        at = self._row % len(self._cycle)
+        drafts = 0 in self._cycle[at].active
+        assert isinstance(plan, Step) == drafts, "plan and graph are out of step"
+        if self._row == 0:
+            for first in range(0, len(self._cycle), unit):
+                kinds = self._cycle[first : first + unit]
+                self._prepare(kinds, partial(crew.record, kinds=kinds, sampling=request.sampling))
+            self._tell()
+        if at % unit == 0:
+            crew.replay(self._key(self._cycle[at : at + unit]))
+            self._fetched = self._fetch(self._pod.board.log, request)
         self._row += 1
-        copies, ready = self._fetched
-        return _Asked(self._number, ready, copies, self._row, begin)
+        fetched, logits = self._fetched
+        return _Asked(self._number, fetched, self._row, begin, logits=logits)
 
     def _launch_burst(self, plan: Burst) -> _Asked:
         begin = perf_counter()
-        request = self._request
+        request, crew = self._request, self._crew
         assert request is not None
         length = plan.draft_length
         if length not in self._bursts:
             self._bursts[length] = BurstPod(self._pod, length)
         pod = self._bursts[length]
-        self._record(plan, lambda: pod.run(request.sampling))
-        self._replay(plan)
+        if self._row == 0:
+            run = partial(pod.run, request.sampling)
+            self._prepare(plan, partial(crew.record_alone, launches=run))
+            self._tell()
+        crew.replay(self._key(plan))
         kept = [pod.target_logits, pod.draft_logits] if request.keep_logits else []
-        copies, ready = self._recorder.fetch([pod.log, self._pod.board.stamps, *kept])
+        fetched = crew.fetch([[self._pod.board.stamps, pod.log, *kept]])
         self._row += 1
-        return _Asked(self._number, ready, copies, self._row, begin, burst=True)
+        logits = tuple(fetched.copies[0][2:])
+        return _Asked(self._number, fetched, self._row, begin, burst=True, logits=logits)
 
-    def _record(self, kind: Recorded, launches: Callable[[], None]) -> None:
-        """Have a graph of these launches for the request's sampling, while nothing is in flight."""
+    def _fetch(self, log: Tensor, request: Request) -> tuple[Fetched, tuple[Tensor, ...]]:
+        """Stamps and log after a tick, and the logits that are kept."""
+        wanted = [[member.pod.board.stamps] for member in self._crew.members]
+        wanted[0].append(log)
+        tail = self._crew.tail.pod
+        if request.keep_logits:
+            assert tail.chooser is not None
+            wanted[-1].append(tail.chooser.logits[0])
+            if request.drafting:
+                wanted[0].append(self._pod.head_logits())
+        fetched = self._crew.fetch(wanted)
+        if not request.keep_logits:
+            return fetched, ()
+        home, last = fetched.copies[0], fetched.copies[-1]
+        if not request.drafting:
+            return fetched, (last[-1],)
+        return fetched, (last[-2 if last is home else -1], home[-1])
+
+    def _prepare(self, kind: Recorded, record: Callable[[tuple[object, ...]], None]) -> None:
+        """Have the graph. Recording runs it once, so nothing may be in flight."""
         key = self._key(kind)
-        if key in self._graphs:
-            return
-        if self._row > 0:  # recording runs the tick once: not in the middle of an answer
-            raise AssertionError("a graph is missing in the middle of an answer")
-        self._pod.board.idle()
-        self._graphs[key] = self._recorder.record(launches)
+        if not self._crew.knows(key):
+            self._crew.idle()
+            record(key)
+
+    def _tell(self) -> None:
+        """Tell the devices what the answer is to be."""
+        assert self._request is not None
+        assert self._prefill.first is not None, "a step before the prompt's last chunk"
+        token, position = self._prefill.first
+        self._crew.begin(self._request, position=position, token=token, serial=self._serial)
 
     def _key(self, kind: Recorded) -> tuple[object, ...]:
         assert self._request is not None
         sampling = self._request.sampling
         cut = (sampling.top_k, sampling.top_p, sampling.min_p) if is_cut(sampling) else ()
         return (kind, sampling.temperature > 0, *cut)
-
-    def _replay(self, kind: Recorded) -> None:
-        """Launch; the first time in an answer, tell the device what the answer is to be."""
-        graph = self._graphs[self._key(kind)]
-        if self._row == 0:
-            assert self._request is not None
-            assert self._prefill.first is not None, "a step before the prompt's last chunk"
-            token, position = self._prefill.first
-            self._pod.board.begin(
-                self._request, position=position, token=token, serial=self._serial
-            )
-            if self._pod.head is not None:
-                self._pod.head.adopt()
-        graph.replay()
 
     # results
 
@@ -336,5 +365,6 @@ class GraphRunner:
                 return ()
             since = entry.boundary_time if s else entry.entry_time
             begin = self._clock.host(since, 0.0)
-            spans.append(Span(s, begin, max(begin, self._clock.host(entry.stage_times[s], begin))))
+            end = self._clocks[s].host(entry.stage_times[s], begin)
+            spans.append(Span(s, begin, max(begin, end)))
         return tuple(spans)

@@ -1,22 +1,24 @@
-"""One tick of a pipeline on one device, as a list of launches: boundary, entry, and the stages.
+"""One tick of a pipeline's part on one device, as a list of launches: boundary, entry, stages.
 
 Shapes: n stages, H hidden, K taps.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ppsd_cli.core.plan import Sampling
+from ppsd_cli.core.plan import Request, Sampling
 from ppsd_cli.model.heads import DraftHead
 from ppsd_cli.model.layers import Shape
 from ppsd_cli.model.stage import Stage
 from ppsd_cli.runtime.cuda.board import Board
 from ppsd_cli.runtime.cuda.control import boundary_kernel, entry_kernel
-from ppsd_cli.runtime.cuda.lanes import HeadLane, StageLane, run_blocks
+from ppsd_cli.runtime.cuda.lanes import Chooser, HeadLane, StageLane, run_blocks
 from ppsd_cli.runtime.cuda.launch import Launcher, rows_of
+from ppsd_cli.runtime.cuda.relay import Box, follow_kernel, push_kernel
 from ppsd_cli.runtime.cuda.tiles import Tile, power_of_two
 
 Fork = Callable[[Sequence[Callable[[], None]]], None]
@@ -35,43 +37,85 @@ class TickKind:
     drafts: bool
 
 
-class Pod:
-    """All stages on one device, their head, and the control tensors between them."""
+@dataclass(frozen=True, slots=True)
+class Push:
+    """What a device puts into the box of another one after each tick.
 
-    def __init__(self, launcher: Launcher, stages: list[Stage], head: DraftHead | None) -> None:
-        first = stages[0]
-        spec, n = first.spec, len(stages)
-        assert first.embedding is not None
-        self.launcher, self.hidden = launcher, spec.hidden
-        self.embedding = rows_of(first.embedding)
-        slots = first.slots - 1
+    ``rows`` [P, 2]: of the states, and of the box. ``place``: the place of the node that leaves
+    goes along. ``target``: the full model's token.
+    """
+
+    box: Box
+    rows: Tensor
+    place: bool
+    target: bool
+
+
+class Pod:
+    """Stages of one device and the control tensors between them.
+
+    The pod with stage 0 decides, and has the draft head; see ``FollowerPod`` for others.
+    """
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        stages: list[Stage],
+        head: DraftHead | None,
+        *,
+        first: int = 0,
+        total: int | None = None,
+    ) -> None:
+        """``first``: number of this pod's first stage among the ``total`` of the pipeline."""
+        one = stages[0]
+        spec, n = one.spec, len(stages)
+        self.launcher, self.hidden, self.first = launcher, spec.hidden, first
+        self.total = n if total is None else total
+        self.device = one.device
+        if one.embedding is not None:
+            self.embedding = rows_of(one.embedding)
+        slots = one.slots - 1
         self.head = None if head is None else HeadLane(launcher, head, Shape.of(spec))
         lags = 0 if self.head is None else self.head.lags
-        self.board = Board(stages=n, lags=lags, slots=slots, device=first.device)
+        self.board = Board(stages=n, lags=lags, slots=slots, device=one.device)
         taps = () if head is None else head.taps
         self.tap_depths = tuple(tap.depth for tap in taps)
-        depths = sorted({stage.part.last for stage in stages} | set(self.tap_depths))
-        states = torch.zeros(len(depths), 1, spec.hidden, dtype=first.dtype, device=first.device)
-        self._states = states
-        self.inputs = torch.zeros(n, 1, spec.hidden, dtype=first.dtype, device=first.device)
-        row = {depth: index for index, depth in enumerate(depths)}
+        kept = set(self.tap_depths).union(*(stage.tap_depths for stage in stages))
+        here = [d for d in kept if any(inside(stage, d) for stage in stages)]
+        depths = sorted({stage.part.last for stage in stages} | set(here))
+        states = torch.zeros(len(depths), 1, spec.hidden, dtype=one.dtype, device=one.device)
+        self.states = states
+        self.inputs = torch.zeros(n, 1, spec.hidden, dtype=one.dtype, device=one.device)
+        self.row = {depth: index for index, depth in enumerate(depths)}
         self.lanes = [
             StageLane(
                 launcher,
                 stage,
                 source=self.inputs[s],
-                states={d: states[row[d]] for d in depths if inside(stage, d)},
+                states={d: states[self.row[d]] for d in depths if inside(stage, d)},
             )
             for s, stage in enumerate(stages)
         ]
-        moves = [(row[stage.part.last], 0, s + 1, s) for s, stage in enumerate(stages[:-1])]
+        self.moves = [
+            (self.row[stage.part.last], 0, s + 1, s, 0) for s, stage in enumerate(stages[:-1])
+        ]
         for index, tap in enumerate(taps):
-            owner = next(s for s, stage in enumerate(stages) if inside(stage, tap.depth))
-            moves.append((row[tap.depth], 1, index, owner))
-        self._moves = torch.tensor(moves or [(0, 0, 0, 0)], device=first.device)
-        self._move_count = len(moves)
+            owner = next((s for s, stage in enumerate(stages) if inside(stage, tap.depth)), None)
+            if owner is not None:
+                self.moves.append((self.row[tap.depth], 1, index, owner, 0))
+        self.box = Box.of(0, spec.hidden, like=states, trash=slots)
+        self.pushes: list[Push] = []
         self.chooser = self.lanes[-1].chooser
         self._early = 0 if head is None else len(head.weights.blocks) + 1
+
+    def connect(self, box: Box, come: Sequence[tuple[int, int, int, int, int]]) -> None:
+        """Take rows of ``box`` at each boundary, as these further moves say."""
+        self.box = box
+        self.moves.extend(come)
+
+    @cached_property
+    def _move_table(self) -> Tensor:
+        return torch.tensor(self.moves or [(0, 0, 0, 0, 0)], device=self.device)
 
     def stretch(self, kinds: Sequence[TickKind], sampling: Sampling, fork: Fork) -> None:
         """Launch ticks one after the other."""
@@ -87,7 +131,8 @@ class Pod:
         step, the same layer number in one launch, so that the GPU sees one row of kernels.
         """
         self._boundary(sampling, first=not follows)
-        others = [s for s in kind.active if s > 0]
+        active = [s for s in kind.active if s < len(self.lanes)]
+        others = [s for s in active if s > 0]
         ahead = 0
         if kind.drafts and others:
             ahead = min(self._early, *(len(self.lanes[s]) - 1 for s in others))
@@ -102,8 +147,10 @@ class Pod:
             fork([front, lambda: self._steps(dict.fromkeys(others, 0), ahead)])
         else:
             front()
-        starts = {s: 0 if s == 0 else ahead for s in kind.active}
-        return self._together(starts, sampling, fork, alone=not ahead and 0 in kind.active)
+        starts = {s: 0 if s == 0 else ahead for s in active}
+        alone = not ahead and 0 in active
+        single = not starts or self._together(starts, sampling, fork, alone=alone)
+        return self._push(sampling, single=single)
 
     def _together(
         self, starts: dict[int, int], sampling: Sampling, fork: Fork, *, alone: bool
@@ -115,7 +162,7 @@ class Pod:
         """
         last = len(self.lanes) - 1
         longest = max(len(self.lanes[s]) - at for s, at in starts.items())
-        if last not in starts:
+        if last not in starts or self.chooser is None:
             self._steps(starts, longest, first=not alone)
             return True
         before = len(self.lanes[last]) - starts[last]
@@ -165,28 +212,31 @@ class Pod:
 
     def _boundary(self, sampling: Sampling, *, first: bool) -> None:
         board, head = self.board, self.head
-        assert self.chooser is not None
-        votes = self.chooser.votes(sampling)
-        boundary_kernel[(1 + self._move_count,)](
+        scores, columns, tiles = self._votes(self.chooser, sampling)
+        boundary_kernel[(1 + len(self.moves),)](
             board.board,
             board.ledger,
             board.log,
             board.place,
             board.head_place,
-            votes.scores,
-            votes.columns,
-            votes.tiles,
-            self._moves,
-            self._states,
+            scores,
+            columns,
+            tiles,
+            self._move_table,
+            self.states,
+            self.box.states,
+            self.box.header,
             self.inputs,
-            self._states if head is None else head.rings,
+            self.states if head is None else head.rings,
             board.trash,
-            STAGES=board.stages,
+            STAGES=self.total,
+            LOCAL=board.stages,
+            BOX=self.box.rows,
             LAGS=-1 if head is None else head.lags,
             RING=1 if head is None else head.ring,
             H=self.hidden,
             BH=power_of_two(self.hidden),
-            BLOCK=block_of(votes.tiles),
+            BLOCK=block_of(tiles),
             CLOCK=self.launcher.clock,
             **self.launcher.flags(Tile(0, 0, 8), first=first),
         )
@@ -194,16 +244,16 @@ class Pod:
     def _entry(self, sampling: Sampling, *, drafts: bool) -> None:
         board = self.board
         chooser = self.head.chooser if drafts and self.head is not None else self.chooser
-        assert chooser is not None
-        votes, ids = chooser.votes(sampling), chooser.token_ids
+        scores, columns, tiles = self._votes(chooser, sampling)
+        ids = None if chooser is None else chooser.token_ids
         entry_kernel[(1,)](
             board.board,
             board.ledger,
             board.log,
             board.place,
-            votes.scores,
-            votes.columns,
-            votes.tiles,
+            scores,
+            columns,
+            tiles,
             ids if ids is not None else board.board,
             board.forced,
             self.embedding,
@@ -211,17 +261,105 @@ class Pod:
             board.trash,
             H=self.hidden,
             BH=power_of_two(self.hidden),
-            BLOCK=block_of(votes.tiles),
+            BLOCK=block_of(tiles),
             HEAD=drafts,
             MAPPED=drafts and ids is not None,
             CLOCK=self.launcher.clock,
             **self.launcher.flags(Tile(0, 0, 8), first=False),
         )
 
+    def _votes(self, chooser: Chooser | None, sampling: Sampling) -> tuple[Tensor, Tensor, int]:
+        """Scores and columns of a chooser's votes, and their number; nothing without one."""
+        if chooser is None:
+            return self.states, self.board.board, 1
+        votes = chooser.votes(sampling)
+        return votes.scores, votes.columns, votes.tiles
+
+    def _push(self, sampling: Sampling, *, single: bool) -> bool:
+        """Fill other devices' boxes. ``single``: behind one kernel; returned for what follows."""
+        board = self.board
+        for push in self.pushes:
+            scores, columns, tiles = self._votes(self.chooser, sampling)
+            push_kernel[(1 + len(push.rows),)](
+                board.board,
+                board.place[-1],
+                push.rows,
+                self.states,
+                push.box.states,
+                push.box.header,
+                scores,
+                columns,
+                tiles,
+                BOX=push.box.rows,
+                H=self.hidden,
+                BH=power_of_two(self.hidden),
+                BLOCK=block_of(tiles),
+                PLACE=push.place,
+                TARGET=push.target,
+                COUNT=self.first > 0,
+                **self.launcher.flags(Tile(0, 0, 8), first=not single),
+            )
+            single = True
+        return single
+
+    def begin(self, request: Request, *, position: int, token: int, serial: int) -> None:
+        """See ``Board.begin``; the head takes over what the prompt has left."""
+        self.board.begin(request, position=position, token=token, serial=serial)
+        self.box.clear()
+        if self.head is not None:
+            self.head.adopt()
+
+    def idle(self) -> None:
+        """See ``Board.idle``."""
+        self.board.idle()
+        self.box.clear()
+
     def head_logits(self) -> Tensor:
         """The draft logits [V'] of the last tick that drafted."""
         assert self.head is not None
         return self.head.chooser.logits[0]
+
+
+class FollowerPod(Pod):
+    """Stages of a device without stage 0: it works on what comes, and decides nothing."""
+
+    def _tick(self, kind: TickKind, sampling: Sampling, fork: Fork, *, follows: bool) -> bool:
+        """Launch one tick; see ``Pod``."""
+        self._follow(first=not follows)
+        mine = (s - self.first for s in kind.active)
+        starts = {s: 0 for s in mine if 0 <= s < len(self.lanes)}
+        single = not starts or self._together(starts, sampling, fork, alone=True)
+        return self._push(sampling, single=single)
+
+    def _follow(self, *, first: bool) -> None:
+        board = self.board
+        follow_kernel[(1 + len(self.moves),)](
+            board.board,
+            board.place,
+            self.box.header,
+            self._move_table,
+            self.states,
+            self.box.states,
+            self.inputs,
+            STAGES=board.stages,
+            PLACES=power_of_two(2 * board.stages),
+            BOX=self.box.rows,
+            H=self.hidden,
+            BH=power_of_two(self.hidden),
+            **self.launcher.flags(Tile(0, 0, 8), first=first),
+        )
+
+    def begin(self, request: Request, *, position: int, token: int, serial: int) -> None:
+        """Nothing of an earlier answer is in flight; noise is the request's."""
+        del position, token, serial
+        self.idle()
+        self.board.choose_noise(request.sampling)
+
+    def idle(self) -> None:
+        """Bubbles everywhere."""
+        super().idle()
+        self.board.place.zero_()
+        self.board.place[:, :, 1].fill_(self.board.trash)
 
 
 def inside(stage: Stage, depth: int) -> bool:

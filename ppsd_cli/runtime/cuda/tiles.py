@@ -50,10 +50,8 @@ def choose_tile(
     if inner <= 1024:
         if outer >= 8192:
             return Tile(8, 256, 4)
-        if paired:
-            rows = 16 if outer >= 1024 or members > 2 else 8
-        else:
-            rows = 8 if members == 2 else 16
+        unpaired = 8 if members == 2 else 16
+        rows = (16 if outer >= 1024 or members > 2 else 8) if paired else unpaired
         return Tile(rows, min(256, power_of_two(inner)), 8)
     if inner <= 2048:
         return Tile(8, 512, 8)
