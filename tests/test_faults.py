@@ -11,20 +11,21 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ppsd_cli.core import chain, choose, plan, schedule
-from ppsd_cli.core.chain import Chain
+from ppsd_cli.core import choose, plan, schedule, tree
 from ppsd_cli.core.plan import Sampling
 from ppsd_cli.core.schedule import Limits, Schedule
+from ppsd_cli.core.tree import Tree
 from ppsd_cli.model import cache, heads, layers, rope, stage
 from ppsd_cli.model.cache import LayerCache, Rows
 from ppsd_cli.model.heads import DraftHead
 from ppsd_cli.model.stage import Output, Stage
-from ppsd_cli.runtime import front, worker
+from ppsd_cli.runtime import drafting, worker
+from ppsd_cli.runtime.drafting import Drafter
 from ppsd_cli.runtime.front import Front
 from ppsd_cli.runtime.worker import StageWorker
 
 Patch = pytest.MonkeyPatch
-_verify, _visible, _write = Chain.verify, cache.visible, LayerCache.write
+_verify, _visible, _write = Tree.verify, cache.visible, LayerCache.write
 _forward, _restrict, _gumbel = Stage.forward, choose.restrict, choose.gumbel
 _observe, _tapped, _prompt_plans = DraftHead.observe, DraftHead._tapped, schedule._prompt_plans
 _frequencies, _choose, _rotate = rope._frequencies, choose.choose, rope.rotate
@@ -35,7 +36,7 @@ _settle, _burst, _targets = Front._settle, Front._burst, StageWorker._targets
 _ending, _feed_limit, _attend = Schedule._ending, Limits.feed_limit, cache.attend
 
 
-# The schedule and the chain
+# The schedule and the tree
 
 
 def off_by_one_commit(patch: Patch) -> None:
@@ -43,15 +44,15 @@ def off_by_one_commit(patch: Patch) -> None:
         verdict = _verify(self, serial, target)
         return verdict and replace(verdict, position=verdict.position + 1)
 
-    patch.setattr(Chain, "verify", verify)
+    patch.setattr(Tree, "verify", verify)
 
 
 def flush_ignored(patch: Patch) -> None:
-    patch.setattr(chain, "accepts", lambda _fed, _target: True)
+    patch.setattr(tree, "accepts", lambda _fed, _target: True)
 
 
 def right_guesses_thrown_away(patch: Patch) -> None:
-    patch.setattr(chain, "accepts", lambda _fed, _target: False)
+    patch.setattr(tree, "accepts", lambda _fed, _target: False)
 
 
 def void_nodes_stay_live(patch: Patch) -> None:
@@ -61,12 +62,12 @@ def void_nodes_stay_live(patch: Patch) -> None:
             self._live.extend(verdict.void[1:])
         return verdict
 
-    patch.setattr(Chain, "verify", verify)
+    patch.setattr(Tree, "verify", verify)
 
 
 def result_matched_by_order_not_serial(patch: Patch) -> None:
     patch.setattr(
-        Chain,
+        Tree,
         "verify",
         lambda self, serial, target: _verify(
             self, self._live[0].serial if self._live else serial, target
@@ -77,7 +78,7 @@ def result_matched_by_order_not_serial(patch: Patch) -> None:
 def result_matched_by_position(patch: Patch) -> None:
     """A void node's answer counts for the live node of the same position."""
     positions: dict[int, int] = {}
-    enter = Chain.enter
+    enter = Tree.enter
 
     def remember(self, node):
         positions[node.serial] = node.position
@@ -88,12 +89,12 @@ def result_matched_by_position(patch: Patch) -> None:
             serial = self._live[0].serial
         return _verify(self, serial, target)
 
-    patch.setattr(Chain, "enter", remember)
-    patch.setattr(Chain, "verify", verify)
+    patch.setattr(Tree, "enter", remember)
+    patch.setattr(Tree, "verify", verify)
 
 
 def leftovers_of_the_last_answer_count(patch: Patch) -> None:
-    patch.setattr(Chain, "clear", lambda _self: None)
+    patch.setattr(Tree, "clear", lambda _self: None)
 
 
 def end_of_text_ignored(patch: Patch) -> None:
@@ -171,7 +172,7 @@ def noise_of_draft_and_target_differs(patch: Patch) -> None:
     def other(logits, sampling, positions, *, token_ids=None):
         return _choose(logits, replace(sampling, seed=-7), positions, token_ids=token_ids)
 
-    patch.setattr(front, "choose", other)
+    patch.setattr(drafting, "choose", other)
 
 
 def target_noise_of_the_position_before(patch: Patch) -> None:
@@ -343,9 +344,9 @@ def correction_not_fed(patch: Patch) -> None:
     """Stage 0 goes on with its own guess although a correction is due."""
 
     def following(self, plan):
-        due = self._chain._due
-        if due is not None and self._head is not None and self._request.drafting:
-            self._chain._due = (due[0], due[1] ^ 1)
+        due = self._tree._due
+        if due is not None and self._drafter.head is not None and self._request.drafting:
+            self._tree._due = (due[0], due[1] ^ 1)
         return _enter(self, plan)
 
     patch.setattr(Front, "_enter", following)
@@ -444,7 +445,7 @@ def void_row_committed(patch: Patch) -> None:
             self._live.append(verdict.void[0])
         return verdict
 
-    patch.setattr(Chain, "verify", verify)
+    patch.setattr(Tree, "verify", verify)
 
 
 def draft_position_off_by_one(patch: Patch) -> None:
@@ -453,7 +454,7 @@ def draft_position_off_by_one(patch: Patch) -> None:
     def other(logits, sampling, positions, *, token_ids=None):
         return _choose(logits, sampling, positions - 1, token_ids=token_ids)
 
-    patch.setattr(front, "choose", other)
+    patch.setattr(drafting, "choose", other)
 
 
 def rows_of_a_burst_see_each_other(patch: Patch) -> None:
@@ -467,13 +468,13 @@ def rows_of_a_burst_see_each_other(patch: Patch) -> None:
 
 def burst_forgets_its_last_guess(patch: Patch) -> None:
     """The row behind the last guess is taken for one that no head needs to run on."""
-    draft = Front._draft
+    guess = Drafter.guess
 
     def forget(self, position):
-        self._head_next = max(self._head_next, position - 1)
-        return draft(self, position)
+        self._next = max(self._next, position - 1)
+        return guess(self, position)
 
-    patch.setattr(Front, "_draft", forget)
+    patch.setattr(Drafter, "guess", forget)
 
 
 def nothing_stands_in_for_deeper_states(patch: Patch) -> None:
@@ -613,3 +614,4 @@ def test_faults_are_planted_where_the_code_is(monkeypatch):
     assert stage.visible is cache.visible
     assert stage.attend is cache.attend
     assert worker.choose is choose.choose
+    assert drafting.choose is choose.choose

@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppsd_cli.core.chain import Chain, accepts
 from ppsd_cli.core.events import Outcome
 from ppsd_cli.core.plan import Node
+from ppsd_cli.core.tree import Tree, accepts
 
 
 def node(serial, position, token=7, *, tokens=1, drafted=True, final=True):
@@ -14,7 +14,7 @@ def node(serial, position, token=7, *, tokens=1, drafted=True, final=True):
 
 
 def test_first_token_of_an_answer_is_undrafted_and_due():
-    chain = Chain()
+    chain = Tree()
     chain.enter(node(0, 0, None, tokens=4, drafted=False, final=False))
     chain.enter(node(1, 4, None, tokens=3, drafted=False))
     assert chain.verify(0, 1) is None, "an early chunk decides nothing"
@@ -30,7 +30,7 @@ def test_first_token_of_an_answer_is_undrafted_and_due():
 
 
 def test_right_guess_stays_and_wrong_guess_voids_everything_behind():
-    chain = Chain()
+    chain = Tree()
     for serial, token in enumerate((10, 11, 12, 13)):
         chain.enter(node(serial, serial, token))
     right = chain.verify(0, 11)
@@ -48,7 +48,7 @@ def test_right_guess_stays_and_wrong_guess_voids_everything_behind():
 
 
 def test_void_and_live_nodes_of_one_position_are_told_apart_by_serial():
-    chain = Chain()
+    chain = Tree()
     for serial, token in enumerate((10, 11, 12)):
         chain.enter(node(serial, serial, token))
     assert chain.verify(0, 50) is not None
@@ -62,7 +62,7 @@ def test_void_and_live_nodes_of_one_position_are_told_apart_by_serial():
 
 
 def test_a_new_answer_voids_what_is_in_flight():
-    chain = Chain()
+    chain = Tree()
     chain.enter(node(0, 0))
     chain.enter(node(1, 1))
     chain.clear()
@@ -75,7 +75,7 @@ def test_a_new_answer_voids_what_is_in_flight():
 
 def test_an_undrafted_token_after_a_correction_is_not_a_guess():
     """The first node behind a correction is what the correction's target is compared with."""
-    chain = Chain()
+    chain = Tree()
     chain.enter(node(0, 0, None, drafted=False))
     assert chain.verify(0, 5) is not None
     chain.enter(node(1, 1, 5, drafted=False))
