@@ -12,10 +12,12 @@ import torch
 from torch.nn import functional
 
 from ppsd_cli.core import choose, plan, schedule, tree
+from ppsd_cli.core.events import Outcome
 from ppsd_cli.core.plan import Sampling
 from ppsd_cli.core.schedule import Limits, Schedule
 from ppsd_cli.core.tree import Tree
 from ppsd_cli.model import cache, heads, layers, rope, stage
+from ppsd_cli.model.branches import Branches
 from ppsd_cli.model.cache import LayerCache, Rows
 from ppsd_cli.model.heads import DraftHead
 from ppsd_cli.model.stage import Output, Stage
@@ -33,6 +35,8 @@ _finish = layers.finish
 _head_init, _split_heads, _linear = DraftHead.__init__, layers.split_heads, layers.linear
 _fed_at, _enter = Front._fed_at, Front._enter
 _settle, _burst, _targets = Front._settle, Front._burst, StageWorker._targets
+_keep_below, _branch_rows, _branch_enter = Tree._keep_below, Branches.rows, Branches.enter
+_hidden_far, _perturbed, _best_tokens = heads._hidden_far, choose.perturbed, choose.best_tokens
 _ending, _feed_limit, _attend = Schedule._ending, Limits.feed_limit, cache.attend
 
 
@@ -384,9 +388,12 @@ def first_state_kept(patch: Patch) -> None:
 
     def observe(self, depth, start, states):
         seen = self.__dict__.setdefault("seen", set())
-        if (depth, start) not in seen:
-            _observe(self, depth, start, states)
-        seen.add((depth, start))
+        slots = [start] if isinstance(start, int) else start
+        rows = states.split(1) if len(slots) > 1 else [states]
+        for slot, row in zip(slots, rows, strict=True):
+            if (depth, slot) not in seen:
+                _observe(self, depth, slot, row)
+            seen.add((depth, slot))
 
     patch.setattr(DraftHead, "observe", observe)
 
@@ -485,6 +492,138 @@ def one_guess_too_many(patch: Patch) -> None:
     patch.setattr(Front, "_burst", lambda self, length: _burst(self, length + 1))
 
 
+# Trees
+
+
+def siblings_stay_live(patch: Patch) -> None:
+    """A right guess makes nothing void."""
+
+    def keep(self, root):
+        return () if root is not None else _keep_below(self, root)
+
+    patch.setattr(Tree, "_keep_below", keep)
+
+
+def subtree_void_with_its_siblings(patch: Patch) -> None:
+    """What stands on the accepted node is thrown away."""
+
+    def keep(self, root):
+        void = _keep_below(self, root)
+        while root is not None and len(self._live) > 1:
+            self._live.pop()
+        return void
+
+    patch.setattr(Tree, "_keep_below", keep)
+
+
+def slot_of_a_live_node_given_away(patch: Patch) -> None:
+    def keep(self, root):
+        void = _keep_below(self, root)
+        if root is not None and void:
+            self._slots.free(root.slot)
+        return void
+
+    patch.setattr(Tree, "_keep_below", keep)
+
+
+def correction_stands_on_the_wrong_node(patch: Patch) -> None:
+    """A correction sees what the node verified before the last one saw."""
+
+    def verify(self, serial, target):
+        tip = self._tip
+        verdict = _verify(self, serial, target)
+        if verdict is not None and verdict.outcome is Outcome.CORRECTED and tip is not None:
+            self._tip = replace(self._tip, slot=tip.slot)
+        return verdict
+
+    patch.setattr(Tree, "verify", verify)
+
+
+def branches_see_each_other(patch: Patch) -> None:
+    def rows(self, slots):
+        real = _branch_rows(self, slots)
+        return replace(real, tree_mask=torch.ones_like(real.tree_mask))
+
+    patch.setattr(Branches, "rows", rows)
+
+
+def node_sees_its_siblings_parent(patch: Patch) -> None:
+    def enter(self, position, slots, parents):
+        return _branch_enter(self, position, slots, parents[:1] * len(parents))
+
+    patch.setattr(Branches, "enter", enter)
+
+
+def node_does_not_see_its_parent(patch: Patch) -> None:
+    def rows(self, slots):
+        real = _branch_rows(self, slots)
+        mask = real.tree_mask.clone()
+        for row, slot in enumerate(slots):
+            if self._positions[slot] > 20:
+                mask[row, self._parents[slot]] = False
+        return replace(real, tree_mask=mask)
+
+    patch.setattr(Branches, "rows", rows)
+
+
+def window_counted_in_slots(patch: Patch) -> None:
+    def visible(rows, window):
+        if rows.slot_positions is not None:
+            slots = torch.arange(len(rows.slot_positions))
+            rows = replace(rows, slot_positions=slots)
+        return _visible(rows, window)
+
+    patch.setattr(stage, "visible", visible)
+
+
+def window_forgotten_in_trees(patch: Patch) -> None:
+    def visible(rows, window):
+        return _visible(rows, None if rows.tree_mask is not None else window)
+
+    patch.setattr(stage, "visible", visible)
+
+
+def positions_count_within_a_level(patch: Patch) -> None:
+    def rows(self, slots):
+        real = _branch_rows(self, slots)
+        return replace(real, positions=real.positions + torch.arange(len(slots)))
+
+    patch.setattr(Branches, "rows", rows)
+
+
+def states_by_position_instead_of_slot(patch: Patch) -> None:
+    patch.setattr(Rows, "behind", lambda self, lag: self.positions - lag)
+
+
+def ancestors_by_slot(patch: Patch) -> None:
+    def ancestors(self, slots, lags):
+        del self
+        return torch.stack([torch.tensor(slots) - lag for lag in range(lags)], dim=1)
+
+    patch.setattr(Branches, "ancestors", ancestors)
+
+
+def near_states_seen_twice(patch: Patch) -> None:
+    def hidden(rows, lags):
+        return _hidden_far(rows, lags if rows.tree_mask is None else lags - 1)
+
+    patch.setattr(heads, "_hidden_far", hidden)
+
+
+def children_drafted_with_the_noise_before(patch: Patch) -> None:
+    def other(logits, sampling, positions, token_ids=None):
+        return _perturbed(logits, sampling, positions - 1, token_ids)
+
+    patch.setattr(drafting, "perturbed", other)
+
+
+def second_best_child_first(patch: Patch) -> None:
+    def shifted(scores, count, *, scale, token_ids=None):
+        return [row[1:] for row in _best_tokens(scores, count, scale=scale, token_ids=token_ids)]
+
+    patch.setattr(drafting, "best_tokens", shifted)
+
+
 FAULTS: list[tuple[Callable[[Patch], None], tuple[str, ...]]] = [
     (off_by_one_commit, ("schedule",)),
     (flush_ignored, ("schedule", "exact llama")),
@@ -554,6 +693,31 @@ FAULTS: list[tuple[Callable[[Patch], None], tuple[str, ...]]] = [
     (one_guess_too_many, ("bursts of llama",)),
     (burst_forgets_its_last_guess, ("head in bursts",)),
     (nothing_stands_in_for_deeper_states, ("head in bursts",)),
+    (flush_ignored, ("trees", "trees of llama")),
+    (right_guesses_thrown_away, ("trees", "trees of llama")),
+    (void_nodes_stay_live, ("trees",)),
+    (result_matched_by_order_not_serial, ("trees", "trees of llama")),
+    (leftovers_of_the_last_answer_count, ("trees",)),
+    (end_of_text_ignored, ("trees",)),
+    (siblings_stay_live, ("trees", "trees of llama")),
+    (subtree_void_with_its_siblings, ("trees",)),
+    (slot_of_a_live_node_given_away, ("trees", "trees of llama")),
+    (correction_stands_on_the_wrong_node, ("trees of llama",)),
+    (branches_see_each_other, ("trees of llama",)),
+    (node_sees_its_siblings_parent, ("trees of llama",)),
+    (node_does_not_see_its_parent, ("trees of llama",)),
+    (stale_cache_row, ("trees of llama",)),
+    (window_counted_in_slots, ("trees of mistral",)),
+    (window_forgotten_in_trees, ("trees of mistral",)),
+    (positions_count_within_a_level, ("trees of llama",)),
+    (boundary_a_tick_early, ("trees of llama",)),
+    (states_by_position_instead_of_slot, ("head in trees",)),
+    (ancestors_by_slot, ("head in trees",)),
+    (near_states_seen_twice, ("head in trees",)),
+    (first_state_kept, ("head in trees",)),
+    (whatever_arrived, ("head in trees",)),
+    (children_drafted_with_the_noise_before, ("trees of echo",)),
+    (second_best_child_first, ("trees of echo",)),
 ]
 CASES = [
     pytest.param(plant, check, id=f"{number}-{plant.__name__}-{check}")
@@ -583,6 +747,11 @@ def run_check(tiny, tmp_path) -> Callable[[str], None]:
             "bursts of llama": lambda: checks.check_bursts_of_a_model(tiny),
             "bursts of echo": lambda: checks.check_bursts_that_are_right(tiny),
             "head in bursts": lambda: checks.check_head_in_bursts(tiny, tmp_path),
+            "trees": checks.check_trees,
+            "trees of llama": lambda: checks.check_trees_of_a_model(tiny, "llama"),
+            "trees of mistral": lambda: checks.check_trees_of_a_model(tiny, "mistral"),
+            "trees of echo": lambda: checks.check_trees_that_are_right(tiny),
+            "head in trees": lambda: checks.check_head_in_trees(tiny, tmp_path),
         }
         if kind == "reference":
             checks.check_reference(tiny, model)

@@ -104,9 +104,9 @@ class Tree:
         A node without ``parent`` stands on the newest live one, a due token on the one that was
         verified last.
         """
+        parent = self._parent(node)
         slot = self._slots.take(node.tokens)
         assert node.slot in (None, slot), "runner and schedule disagree about a slot"
-        parent = self._parent(node)
         if node.final:
             above = None if parent is None else parent.serial
             self._live.append(replace(node, slot=slot, parent=above))
@@ -138,6 +138,7 @@ class Tree:
             self._due = (position, target_id)
             return Verdict(position, target_id, Outcome.UNDRAFTED, None, ())
         children = [each for each in self._live if each.parent == serial]
+        assert children, "a void node is live"
         right = [each for each in children if accepts(each.token_id, target_id)]
         void = self._keep_below(right[0] if right else None)
         if right:

@@ -45,6 +45,7 @@ class Branches:
         """A level of nodes for ``position``, each in its slot behind the node in ``parents``."""
         level = {}
         for slot, parent in zip(slots, parents, strict=True):
+            assert parent in self._views, "a node stands on one that is long void"
             seen, end = self._views[parent]
             seen = seen.clone()
             seen[slot] = True

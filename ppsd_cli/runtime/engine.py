@@ -24,13 +24,18 @@ from ppsd_cli.runtime.torchrun import is_torchrun, joined_runner
 class Drafting:
     """How an answer is drafted: not at all, by the head, or by given tokens (for measurements).
 
-    ``draft_length``: guesses before all are verified at once (EESD); 0 is the chain.
+    ``draft_length``: guesses before all are verified at once (EESD); 0 is the chain, or with
+    ``width`` above 1 the tree, whose other settings are those of ``core.plan.Request``.
     """
 
     on: bool
     forced: tuple[int, ...] | None = None
     keep_logits: bool = False
     draft_length: int = 0
+    width: int = 1
+    tree_scale: float = 1.0
+    forced_ranks: tuple[int, ...] | None = None
+    rank_scores: tuple[float, ...] = ()
 
 
 class Engine:
@@ -43,6 +48,7 @@ class Engine:
         self, prompt: tuple[int, ...], *, sampling: Sampling, limits: Limits, drafting: Drafting
     ) -> Iterator[Event]:
         """Events of one answer. Closing the iterator ends it early."""
+        assert drafting.width <= self.config.width, "the stages were made for narrower trees"
         torch.set_num_threads(self.config.threads)  # torch keeps it per calling thread
         request = Request(
             sampling=sampling,
@@ -52,6 +58,10 @@ class Engine:
             prompt_tokens=len(prompt),
             keep_logits=drafting.keep_logits,
             draft_length=drafting.draft_length if drafting.on else 0,
+            width=drafting.width if drafting.on else 1,
+            tree_scale=drafting.tree_scale,
+            forced_ranks=drafting.forced_ranks,
+            rank_scores=drafting.rank_scores,
         )
         schedule = Schedule(
             prompt,

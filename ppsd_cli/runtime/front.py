@@ -135,13 +135,13 @@ class Front:
         replace it when they return, and the head's rows that used it are run again.
         """
         rows: list[FedRow] = []
-        for _ in range(1 + draft_length):
+        assert self._request is not None
+        room = self._request.feed_limit - self._tree.next_position()
+        for _ in range(min(1 + draft_length, room)):
             if rows:
                 self._take_in(rows[-1])
                 self._stand_in(rows[-1])
             level = self._level()
-            if not level:
-                break
             assert level[0].drafted == bool(rows), "a burst begins with the token that is due"
             rows.append(self._feed(level, (level[0].token_id,)))
         if rows and self._late_depths:

@@ -136,6 +136,11 @@ def local_runner(config: PipelineConfig) -> LocalRunner:
     """All stages in this process."""
     if config.dtype not in ("float32", "bfloat16", "float16"):
         raise ConfigError(f"--dtype {config.dtype}: choose float32, bfloat16 or float16")
+    return assembled(config)
+
+
+def assembled(config: PipelineConfig) -> LocalRunner:
+    """All stages in this process, in any number format of torch."""
     workers = [load_worker(config, s) for s in range(config.stages)]
     head = load_head(config, workers[0].stage)
     front = Front(workers[0], head, LocalLink(workers[1:]), returning=returning_stages(config))
