@@ -32,6 +32,7 @@ from ppsd_cli.model.spec import ModelSpec
 from ppsd_cli.model.spec_reader import generation_warnings, read_eos_ids
 from ppsd_cli.runtime.engine import (
     Engine,
+    check_engine,
     choose_devices,
     choose_dtype,
     default_threads,
@@ -181,7 +182,9 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
         head=head,
         draft_vocab=settings.draft_vocab,
         threads=settings.threads or default_threads(len(split)),
+        width=(settings.width or 1) if decoder == "ppsd" else 1,
     )
+    check_engine(config)
     notes = [f"decoder ar: {reason}"] if reason else []
     notes += notes_on_head(head)
     if devices[0].startswith("cuda") and not on_one_gpu(devices):
@@ -206,7 +209,11 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
 
 
 def _refuse_drafting(flags: Settings, decoder: str) -> None:
-    """Plain decoding makes no use of a head, nor do others of a draft length."""
+    """Only ``ppsd`` and ``eesd`` guess, and each in its own way."""
+    if decoder != "ppsd" and (flags.width or 1) > 1:
+        raise ConfigError(
+            f"--width {flags.width} is for --decoder ppsd, and this run's is {decoder}; change one"
+        )
     if decoder != "eesd" and flags.draft_length is not None:
         raise ConfigError(
             f"--draft-length is for --decoder eesd, and this run's is {decoder}; change one"

@@ -101,6 +101,15 @@ def open_engine(config: PipelineConfig, *, processes: bool, port: int | None = N
     return Engine(config, local_runner(config))
 
 
+def check_engine(config: PipelineConfig) -> None:
+    """ConfigError for what the engine of these devices does not serve yet."""
+    if config.width > 1 and on_one_gpu(config.devices):
+        raise ConfigError(
+            f"--width {config.width}: trees do not run on the CUDA engine yet; "
+            "use --width 1, or --devices cpu"
+        )
+
+
 def on_one_gpu(devices: tuple[str, ...]) -> bool:
     """Whether the graph runner serves these devices: one GPU, with Triton installed."""
     same = len({torch.device(name) for name in devices}) == 1
