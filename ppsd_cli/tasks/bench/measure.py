@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ppsd_cli.bench_records import Difference, Key, Question, Sample
+from ppsd_cli.bench_records import Contender, Difference, Key, Question, Sample
 from ppsd_cli.core.events import Event
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.tasks.bench.contenders import Rival
-from ppsd_cli.tasks.bench.decoders import Answered, next_logits
-from ppsd_cli.tasks.bench.forced import forced_drafts
+from ppsd_cli.tasks.bench.decoders import Answered, Forced, next_logits
+from ppsd_cli.tasks.bench.forced import forced_drafts, forced_tree
 from ppsd_cli.tasks.bench.gates import RELATIVE_TOLERANCE, first_difference
 from ppsd_cli.tasks.bench.journal import Journal
 from ppsd_cli.tasks.bench.pool import settle
@@ -132,15 +132,8 @@ class Measurement:
         return [*others, rotated[at], *early, *rotated[at + 1 :]]
 
     def _measure(self, rival: Rival, key: Key, prompt: tuple[int, ...]) -> Sample:
-        contender, forced = rival.contender, None
-        if contender.acceptance is not None:
-            forced = forced_drafts(
-                self._expected(key).token_ids,
-                acceptance=contender.acceptance,
-                vocabulary=self._course.vocabulary,
-                seed=self._course.seed,
-                key=key,
-            )
+        contender = rival.contender
+        forced = self._forced(contender, key)
         answered: Answered = rival.loaded.meter.running(
             lambda: rival.decoder.answer(prompt, self._course.limits, forced)
         )
@@ -156,6 +149,22 @@ class Measurement:
             decode_seconds=answered.decode_seconds,
             counts=answered.counts,
             first_tokens=answered.first_tokens,
+        )
+
+    def _forced(self, contender: Contender, key: Key) -> Forced | None:
+        """Guesses of the fixed quality, made from plain decoding's answer."""
+        if contender.acceptance is None:
+            return None
+        answer, seed = self._expected(key).token_ids, self._course.seed
+        if contender.among is not None:
+            fixed = contender.acceptance, contender.among
+            return forced_tree(answer, fixed, contender.width, seed=seed, key=key)
+        return forced_drafts(
+            answer,
+            acceptance=contender.acceptance,
+            vocabulary=self._course.vocabulary,
+            seed=seed,
+            key=key,
         )
 
     def _expected(self, key: Key) -> Sample:
