@@ -31,6 +31,14 @@ def check_wish(wish: Wish) -> None:
     for acceptance in wish.acceptance:
         if not 0 <= acceptance <= 1:
             raise ConfigError(f"--acceptance {acceptance:g}: give shares between 0 and 1")
+    if len(set(wish.acceptance)) < len(wish.acceptance):
+        raise ConfigError("--acceptance: a value is given twice")
+    if wish.draft_length is not None and "eesd" not in wish.decoders:
+        raise ConfigError("--draft-length is for eesd, which --decoders does not name")
+    _check_trees(wish)
+
+
+def _check_trees(wish: Wish) -> None:
     for acceptance, among in zip(wish.acceptance, wish.among, strict=False):
         if not acceptance <= among <= 1:
             raise ConfigError(
@@ -43,7 +51,3 @@ def check_wish(wish: Wish) -> None:
         raise ConfigError("--width is for ppsd, which --decoders does not name")
     if wish.among and not wish.widths:
         raise ConfigError("--acceptance with two shares is for trees; add --width, such as 4")
-    if len(set(wish.acceptance)) < len(wish.acceptance):
-        raise ConfigError("--acceptance: a value is given twice")
-    if wish.draft_length is not None and "eesd" not in wish.decoders:
-        raise ConfigError("--draft-length is for eesd, which --decoders does not name")
