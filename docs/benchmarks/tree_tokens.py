@@ -58,9 +58,8 @@ class Answer:
 
 def main() -> int:
     """Measure, print a table a stage count, write JSON."""
-    options = _options()
-    plan = _plan(options, Settings(decoder="ar"))
-    answers = _plain(plan, options)
+    options = options_of(sys.argv[1:])
+    answers = answers_of(options)
     report: dict[str, Any] = {
         "questions": len(answers),
         "tokens": sum(len(a.tokens) for a in answers),
@@ -77,7 +76,9 @@ def main() -> int:
 
 def _arrangement(stages: int, answers: Sequence[Answer], options: argparse.Namespace) -> dict:
     """Simulated and real tokens per tick of one split."""
-    plan = _plan(options, replace(ARRANGEMENTS[stages], decoder="ppsd", width=max(options.widths)))
+    plan = plan_of(
+        options, replace(ARRANGEMENTS[stages], decoder="ppsd", width=max(options.widths))
+    )
     record: dict[str, Any] = {"split": list(plan.config.split), "head": plan.head_name}
     head = Measured(plan)
     for scale in options.scales:
@@ -160,6 +161,7 @@ class Simulation:
         self._rows, self._tokens, self._stages, self._width = rows, tokens, stages, width
         self._random, self._tree, self._serial = random, Tree(), 0
         self._true: dict[int, bool] = {}
+        self._last = 0
 
     def run(self) -> int:
         """Ticks from the prompt's last chunk to the last token."""
@@ -168,7 +170,7 @@ class Simulation:
         self._tree.verify(0, tokens[0])
         committed, tick = 1, self._stages
         while committed < len(tokens):
-            levels.append(self._level(committed_limit=len(tokens) - 1))
+            levels.append(self._level(last=len(tokens) - 1))
             tick += 1
             if len(levels) < self._stages:
                 continue
@@ -178,28 +180,30 @@ class Simulation:
                     committed += 1
         return tick
 
-    def _level(self, *, committed_limit: int) -> list[Node]:
+    def _level(self, *, last: int) -> list[Node]:
         """The nodes that enter in this tick; position p is that of token p - 1 of the answer."""
-        tree = self._tree
+        tree, self._last = self._tree, last
         position = tree.next_position()
-        if position > committed_limit:
+        if position > last:
             return []
         if tree.due is not None:
             entering = [self._node(position, tree.due[1], None, 0.0, true=True)]
         else:
-            leaves = tree.leaves
-            offered = [self._offer(leaf) for leaf in leaves]
-            entering = [
-                self._node(
-                    position, child.token_id, child.parent.serial, child.score,
-                    true=self._true[child.parent.serial]
-                    and child.token_id == self._tokens[position - 1],
-                )
-                for child in best_children(leaves, offered, self._width)
-            ]  # fmt: skip
+            entering = self._guesses()
         for node in entering:
             tree.enter(node)
         return entering
+
+    def _guesses(self) -> list[Node]:
+        leaves = self._tree.leaves
+        offered = [self._offer(leaf) for leaf in leaves]
+        best = best_children(leaves, offered, self._width)
+        return [self._child(child.parent, child.token_id, child.score) for child in best]
+
+    def _child(self, parent: Node, token: int, score: float) -> Node:
+        position = parent.position + 1
+        true = self._true[parent.serial] and token == self._tokens[position - 1]
+        return self._node(position, token, parent.serial, score, true=true)
 
     def _offer(self, leaf: Node) -> list[tuple[int, float]]:
         """The measured guesses on a true text; on another, wrong ones with shares of elsewhere."""
@@ -262,8 +266,9 @@ def _run(
     return tuple(ids), stats.snapshot()
 
 
-def _plain(plan: Plan, options: argparse.Namespace) -> list[Answer]:
+def answers_of(options: argparse.Namespace) -> list[Answer]:
     """Plain decoding's answers."""
+    plan = plan_of(options, Settings(decoder="ar"))
     tokenizer = load_tokenizer(plan.files.folder)
     prompts = [
         encode_chat(tokenizer, [{"role": "user", "content": text}])
@@ -273,13 +278,21 @@ def _plain(plan: Plan, options: argparse.Namespace) -> list[Answer]:
         return [Answer(p, _run(engine, p, options, Drafting(False))[0]) for p in prompts]
 
 
-def _plan(options: argparse.Namespace, settings: Settings) -> Plan:
+def plan_of(options: argparse.Namespace, settings: Settings) -> Plan:
+    """The pipeline of these settings, in this process."""
     choice = ModelChoice("smollm2-135m", None, None, offline=True)
-    changes = replace(settings, devices=("cpu",), threads=options.threads, context=CONTEXT)
+    changes = replace(
+        settings,
+        devices=("cpu",),
+        threads=options.threads,
+        context=CONTEXT,
+        dtype=options.dtype,
+    )
     return make_plan(choice, changes, _note)
 
 
-def _options() -> argparse.Namespace:
+def options_of(arguments: Sequence[str]) -> argparse.Namespace:
+    """Flags of this script."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--questions", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=128)
@@ -290,7 +303,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=DEFAULT_TREE_SCALE, help="of the real runs")
     parser.add_argument("--real", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("-o", "--output", type=Path)
-    return parser.parse_args()
+    parser.add_argument("--dtype", default="float32", help="of the real runs and their reference")
+    return parser.parse_args(arguments)
 
 
 def _save(report: dict[str, Any], output: Path | None) -> None:
