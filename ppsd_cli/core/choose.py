@@ -38,15 +38,16 @@ def best_tokens(
     """For every row the ``count`` best tokens with their log shares, best first.
 
     ``scores`` [W, V] are perturbed logits; the first token of a row is what ``choose`` takes. The
-    shares are the log-softmax of ``scale`` times the row. Ties go to the lowest column. Raises
-    ValueError on NaN rows.
+    shares are the log-softmax of ``scale`` times the row. Ties go to the lowest column. Tokens
+    that sampling excludes are left out, so a row may have fewer. Raises ValueError on NaN rows.
     """
     count = min(count, scores.shape[-1])
     least = scores.topk(count, dim=-1).values[:, -1:]
     _check_numbers(scores.max(dim=-1).values)
     shares = (scores * scale).log_softmax(dim=-1)
     rows: list[list[tuple[float, int]]] = [[] for _ in scores]
-    places = (scores >= least).nonzero()  # by row, then by column: more than ``count`` if level
+    wanted = (scores >= least) & (scores > -torch.inf)  # more than ``count`` of a row if level
+    places = wanted.nonzero()  # by row, then by column
     found = zip(places.tolist(), scores[*places.T].tolist(), strict=True)
     for (row, column), score in found:
         rows[row].append((-score, column))

@@ -23,7 +23,8 @@ def timeline_svg(
 ) -> str:
     """Draw a run from its ``(event, text)`` pairs; return SVG that refers to no other file.
 
-    ``tree_width``: guesses per tick, a line each. Time is that of the ``Ticked`` events, so the same events give the same picture.
+    ``tree_width``: guesses per tick, a line each. Time is that of the ``Ticked`` events, so the
+    same events give the same picture.
     """
     console = Console(
         record=True,
