@@ -81,7 +81,7 @@ class Drafter:
             )
         except ValueError as error:
             raise _not_numbers(error, position) from error
-        children = best_children(leaves, forced(request, position, candidates), request.width)
+        children = best_children(leaves, with_forced(request, position, candidates), request.width)
         order = {leaf.serial: row for leaf, row in zip(leaves, logits, strict=True)}
         for child in children:
             self._keep(order[child.parent.serial])
@@ -97,7 +97,7 @@ class Drafter:
             self.logits.append(logits.float().cpu())
 
 
-def forced(request: Request, position: int, candidates: Candidates) -> Candidates:
+def with_forced(request: Request, position: int, candidates: Candidates) -> Candidates:
     """The candidates of each leaf, with the forced guess of this position where it shall stand."""
     token = _forced_token(request, position)
     if token is None:
