@@ -27,7 +27,7 @@ demo: setup
 # Tests that only compute run two at a time; those with processes and clocks run alone.
 COMPUTING := $(wildcard tests/test_cuda_*.py tests/test_exact_*.py tests/test_faults.py \
 	tests/test_distribution.py tests/test_heads.py tests/test_one_pass.py tests/test_random_weights.py \
-	tests/test_schedule*.py tests/test_ui_*.py)
+	tests/test_schedule*.py tests/test_tree.py tests/test_ui_*.py)
 
 test: setup
 	$(BIN)/python -m pytest -n 2 $(COMPUTING)

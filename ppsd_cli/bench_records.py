@@ -46,9 +46,11 @@ class Key:
 class Contender:
     """One row of the table: a decoder with its settings.
 
-    ``name`` is unique in a run (``ppsd``, ``eesd-4``, ``eesd-4 block``, ``ppsd@0.8``); ``decoder``
-    is what ``--decoders`` calls it. ``acceptance``: drafts are right with this probability in
-    place of the head's own (the head runs nevertheless). ``exact``: token ids must equal AR's.
+    ``name`` is unique in a run (``ppsd``, ``ppsd-w4``, ``eesd-4``, ``eesd-4 block``,
+    ``ppsd@0.8``); ``decoder`` is what ``--decoders`` calls it. ``acceptance``: drafts are right
+    with this probability in place of the head's own (the head runs nevertheless). ``exact``: token
+    ids must equal AR's. ``width``: guesses per tick, above 1 a tree, in which the right token is
+    among the guesses behind a node with probability ``among`` where ``acceptance`` is fixed.
     """
 
     name: str
@@ -61,6 +63,8 @@ class Contender:
     devices: tuple[str, ...] = ()
     threads: int | None = None
     """CPU threads of each stage; None where all work is on a GPU."""
+    width: int = 1
+    among: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,15 @@ from typing import Any
 import yaml
 
 from ppsd_cli.core.plan import MAX_DRAFT_LENGTH
+from ppsd_cli.core.tree import MAX_WIDTH
 from ppsd_cli.errors import AssetError, ConfigError
 
 DECODERS = ("auto", "ppsd", "eesd", "ar")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULT_MAX_NEW_TOKENS = 512
 DEFAULT_DRAFT_LENGTH = 4
+DEFAULT_TREE_SCALE = 1.0
+MAX_TREE_SCALE = 100.0
 _THREADS_PER_CORE = 8
 _NAME = re.compile(r"[\w.-]+")
 
@@ -37,6 +40,8 @@ class Settings:
     head: str | None = None
     draft_vocab: int | None = None
     draft_length: int | None = None
+    width: int | None = None
+    tree_scale: float | None = None
     dtype: str | None = None
     context: int | None = None
     threads: int | None = None
@@ -119,7 +124,7 @@ def check(settings: Settings) -> None:
     if settings.dtype is not None and settings.dtype not in DTYPES:
         raise ConfigError(f"--dtype {settings.dtype}: choose one of {', '.join(DTYPES)}")
     for name in (
-        "exit_layer", "stages", "draft_vocab", "draft_length", "context", "threads",
+        "exit_layer", "stages", "draft_vocab", "draft_length", "width", "context", "threads",
         "max_new_tokens",
     ):  # fmt: skip
         value = getattr(settings, name)
@@ -127,6 +132,9 @@ def check(settings: Settings) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
     if settings.draft_length is not None and settings.draft_length > MAX_DRAFT_LENGTH:
         raise ConfigError(f"--draft-length {settings.draft_length}: at most {MAX_DRAFT_LENGTH}")
+    check_width(settings.width)
+    if settings.tree_scale is not None and not 0 < settings.tree_scale <= MAX_TREE_SCALE:
+        raise ConfigError(f"tree_scale {settings.tree_scale}: above 0, at most {MAX_TREE_SCALE}")
     check_threads(settings.threads)
     _check_sampling(settings)
 
@@ -138,6 +146,12 @@ def check_threads(threads: int | None) -> None:
         raise ConfigError(
             f"--threads {threads}: this machine has {os.cpu_count()} cores; at most {most}"
         )
+
+
+def check_width(width: int | None) -> None:
+    """ConfigError for levels of a tree that are wider than the engines serve."""
+    if width is not None and not 1 <= width <= MAX_WIDTH:
+        raise ConfigError(f"--width {width}: 1 (a chain) to {MAX_WIDTH}")
 
 
 def _check_sampling(s: Settings) -> None:
@@ -240,6 +254,7 @@ def _typed_settings(raw: Mapping[str, Any]) -> Settings:
     kinds: dict[str, type | tuple[type, ...]] = {
         "decoder": str, "head": str, "dtype": str,
         "temperature": (int, float), "top_p": (int, float), "min_p": (int, float),
+        "tree_scale": (int, float),
         "split": list, "devices": list,
     }  # fmt: skip
     values: dict[str, Any] = {}

@@ -5,9 +5,11 @@ from functools import cache
 from pathlib import Path
 
 import test_schedule_eesd
+import test_schedule_tree
 import torch
 from eesd import bursts_of, expected_bursts
 from fake_pipeline import FakePipeline, continuation
+from fake_tree import FakeTree
 from models import (
     WINDOW,
     Tiny,
@@ -20,6 +22,7 @@ from scipy import stats
 from test_exact_eesd import check_drafts, drafts_of_burst
 from test_heads import PlainHead, assert_drafts
 from test_schedule import check_answer, make_schedule
+from trees import HeadOnText, assert_costs, assert_equal_answers, check_path_drafts, right_and_ranks
 
 from ppsd_cli.core import choose as choosing
 from ppsd_cli.core.decode import decode
@@ -115,6 +118,57 @@ def check_head_in_bursts(tiny: Models, folder: Path) -> None:
         forced = forced_drafts(right, pattern)
         run = answer(runner, prompt, count=16, forced=forced, draft_length=4)
         assert check_drafts(run, expected, text) > 8
+
+
+def check_trees() -> None:
+    """Trees of guesses on fake pipelines: right text, right ticks, several answers in a row."""
+    for stages, lookahead, width in ((1, 0, 2), (3, 0, 2), (3, 2, 4), (4, 1, 3)):
+        pipeline = FakeTree(stages, lookahead=lookahead, rank=lambda i: (0, 1, 0, 3, 20)[i % 5])
+        for prompt in ((3, 1, 4, 1, 5), (2, 7)):
+            for eos in ((), continuation(prompt, 16)[7:8]):
+                limits = Limits(16, 64, frozenset(eos))
+                events = test_schedule_tree.run(pipeline, prompt, limits=limits, width=width)
+                test_schedule_tree.check_tree(events, prompt, limits, stages=stages, width=width)
+                right = [e for e in events if getattr(e, "outcome", None) is Outcome.ACCEPTED]
+                assert stages == 1 or len(right) > 2
+
+
+def check_trees_of_a_model(tiny: Models, kind: str) -> None:
+    """Trees say in float64 what plain decoding says, several answers in a row."""
+    model = tiny(kind)
+    whole, runner = model.double((6,), head=None), model.double((1, 2, 3), width=5)
+    for length, seed in ((WINDOW - 1, 1), (PROMPT, 2)):
+        prompt = prompt_of(length)
+        reference = answer(whole, prompt, count=COUNT, drafting=False)
+        forced = right_and_ranks(reference, 5, seed=seed)
+        run = answer(runner, prompt, count=COUNT, width=5, **forced)
+        assert_equal_answers(run, reference)
+        assert_costs(run, 3)
+        assert run.count(Outcome.ACCEPTED) > COUNT / 2
+
+
+def check_trees_that_are_right(tiny: Models) -> None:
+    """An exit with the model's own logits has every sampled token as its best child."""
+    runner = tiny("echo").runner((2, 2, 2), width=3)
+    for sampling in (Sampling(), Sampling(1.5, seed=3)):
+        run = answer(
+            runner, prompt_of(20), count=COUNT, sampling=sampling, width=3, tree_scale=30.0
+        )
+        assert run.count(Outcome.ACCEPTED) == COUNT - 2
+
+
+def check_head_in_trees(tiny: Models, folder: Path) -> None:
+    """A deep head's guesses on every path are those of one pass over its text."""
+    model, prompt = tiny("qwen2"), prompt_of(PROMPT)
+    _, weights = save_head(folder, model, [(1, 0), (3, 1), (5, 2)])
+    reference = answer(model.runner((6,), head=None), prompt, count=12, drafting=False)
+    runner = model.runner((1, 2, 3), head=str(folder), width=4)
+    forced = right_and_ranks(reference, 4, seed=2)
+    run = answer(runner, prompt, count=12, width=4, **forced)
+    assert run.ids == reference.ids
+    count, aside = check_path_drafts(run, prompt, HeadOnText(model, weights))
+    assert count > 15
+    assert aside > 2
 
 
 def check_context_edge(tiny: Models) -> None:

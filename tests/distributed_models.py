@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ppsd_cli.core.decode import decode
-from ppsd_cli.core.events import Event, Flushed, Ticked, Verified
+from ppsd_cli.core.events import Event, Flushed, Pruned, Ticked, Verified
 from ppsd_cli.core.plan import Plan, Request, Runner, Sampling, TickResult
 from ppsd_cli.core.schedule import Limits, Schedule
 from ppsd_cli.model.head_files import HeadInfo, write_head
@@ -143,7 +143,9 @@ def timeless(event: Event, *, tick: int = 0, serial: int = 0) -> tuple[object, .
     fields["tick"] -= tick
     if "serial" in fields:
         fields["serial"] -= serial
-    if isinstance(event, Flushed):
+    if fields.get("parent") is not None:
+        fields["parent"] -= serial
+    if isinstance(event, Flushed | Pruned):
         fields["void"] = [void - serial for void in event.void]
     if isinstance(event, Ticked):
         fields = {"tick": fields["tick"]}

@@ -3,9 +3,9 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from ppsd_cli.core.chain import Chain
 from ppsd_cli.core.events import Outcome, Ticked
 from ppsd_cli.core.plan import Bubble, Burst, Node, Plan, Prompt, Request, Target, TickResult
+from ppsd_cli.core.tree import Tree
 
 Model = Callable[[tuple[int, ...]], int]
 VOCABULARY = 11
@@ -40,7 +40,7 @@ class FakePipeline:
         self.results: deque[TickResult] = deque()
         self.verified: list[tuple[int, int]] = []
         self.fed: list[Node] = []
-        self._chain, self._tick, self._serial = Chain(), 0, 0
+        self._tree, self._tick, self._serial = Tree(), 0, 0
         self._flight: deque[tuple[int, Node, int | None]] = deque()
         self._cache: dict[int, int] = {}
         self._request: Request | None = None
@@ -74,7 +74,7 @@ class FakePipeline:
         return tuple(targets)
 
     def _judge(self, node: Node, target: int) -> None:
-        verdict = self._chain.verify(node.serial, target)
+        verdict = self._tree.verify(node.serial, target)
         if verdict is not None and verdict.outcome is not Outcome.UNDRAFTED:
             behind = (n for n in self.fed if n.serial > node.serial)
             fed = next((n for n in behind if n.position == verdict.position), None)
@@ -86,7 +86,7 @@ class FakePipeline:
         if isinstance(plan, Prompt):
             if plan.request is not None:
                 self._request = plan.request
-                self._chain.clear()
+                self._tree.clear()
             node = Node(self._serial, plan.start, None, len(plan.token_ids), False, plan.last)
             return (self._feed(node, plan.token_ids),)
         guesses = plan.draft_length if isinstance(plan, Burst) else 0
@@ -96,7 +96,7 @@ class FakePipeline:
 
     def _token(self) -> Node | None:
         assert self._request is not None
-        position, due = self._chain.next_position(), self._chain.due
+        position, due = self._tree.next_position(), self._tree.due
         if position >= self._request.feed_limit:
             return None
         token = self._guess(position) if due is None else due[1]
@@ -113,7 +113,7 @@ class FakePipeline:
         self._cache |= dict(enumerate(tokens, node.position))
         target = hash_model(self._prefix(node.position + node.tokens)) if node.final else None
         self._flight.append((self._tick, node, target))
-        self._chain.enter(node)
+        self._tree.enter(node)
         self.fed.append(node)
         self._serial += 1
         return node

@@ -27,7 +27,7 @@ from ppsd_cli.model.spec import ModelSpec
 from ppsd_cli.model.spec_reader import read_spec
 from ppsd_cli.model.stage import Output
 from ppsd_cli.runtime.local import LocalRunner
-from ppsd_cli.runtime.pipeline import PipelineConfig, local_runner
+from ppsd_cli.runtime.pipeline import PipelineConfig, assembled, local_runner
 
 VOCABULARY, LAYERS, CONTEXT, CHUNK, WINDOW = 128, 6, 256, 16, 16
 MODEL_HASH = "sha256:" + "0123456789abcdef" * 4
@@ -92,6 +92,10 @@ class Tiny:
     def runner(self, split: Sequence[int], **changes: Any) -> LocalRunner:
         """That pipeline in this process."""
         return local_runner(self.config(split, **changes))
+
+    def double(self, split: Sequence[int], **changes: Any) -> LocalRunner:
+        """The same in float64, where no width of a matrix can change a token."""
+        return assembled(self.config(split, dtype="float64", **changes))
 
     @torch.inference_mode()
     def states(self, token_ids: Sequence[int]) -> list[Tensor]:
@@ -312,7 +316,8 @@ def answer(
 ) -> Run:
     """Decode one answer.
 
-    Options: sampling, eos, context, chunk (as the runner's), keep_logits, draft_length.
+    Options: sampling, eos, context, chunk (as the runner's), keep_logits, draft_length, width,
+    tree_scale, ranks (of the forced guesses in a tree), rank_scores.
     """
     limits = Limits(count, options.get("context", CONTEXT), frozenset(options.get("eos", ())))
     request = Request(
@@ -323,6 +328,10 @@ def answer(
         prompt_tokens=len(prompt),
         keep_logits=options.get("keep_logits", True),
         draft_length=options.get("draft_length", 0),
+        width=options.get("width", 1),
+        tree_scale=options.get("tree_scale", 1.0),
+        forced_ranks=options.get("ranks"),
+        rank_scores=options.get("rank_scores", ()),
     )
     schedule = Schedule(
         tuple(prompt),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ppsd_cli.core.choose import choose, gumbel, restrict
+from ppsd_cli.core.choose import best_tokens, choose, gumbel, perturbed, restrict
 from ppsd_cli.core.plan import Sampling
 
 
@@ -181,3 +181,40 @@ def test_noise_equals_splitmix_in_whole_numbers():
         uniform = ((bits >> 12) + 0.5) / 2**52
         noise = gumbel(seed, at(position), at(token)).item()
         assert noise == pytest.approx(-math.log(-math.log(uniform)), rel=1e-6)
+
+
+# The best tokens of a row, for trees
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, top_p=0.9, seed=3)], ids=str)
+@pytest.mark.parametrize("ids", [None, torch.arange(7, 207)], ids=["full", "reduced"])
+def test_the_first_of_the_best_tokens_is_the_choice(sampling, ids):
+    logits = torch.randn(50, 200, generator=torch.Generator().manual_seed(1)) * 3
+    where = torch.full((50,), 9)
+    scores = perturbed(logits, sampling, where, ids)
+    best = best_tokens(scores, 4, scale=1.5, token_ids=ids)
+    assert [row[0][0] for row in best] == choose(logits, sampling, where, token_ids=ids).tolist()
+    shares = (scores * 1.5).log_softmax(-1)
+    for row, (tokens, scored) in enumerate(zip(best, scores, strict=True)):
+        columns = [token - (0 if ids is None else 7) for token, _ in tokens]
+        kept = int((scored > -torch.inf).sum())
+        assert (
+            scored[columns].tolist() == scored.sort(descending=True).values[: min(4, kept)].tolist()
+        )
+        assert [share for _, share in tokens] == shares[row, columns].tolist()
+
+
+def test_level_tokens_go_to_the_lowest_column():
+    scores = torch.tensor([[1.0, 2.0, 1.0, 1.0, 3.0, 1.0], [0.0] * 6])
+    for count, first in ((2, [4, 1]), (3, [4, 1, 0]), (4, [4, 1, 0, 2]), (9, [4, 1, 0, 2, 3, 5])):
+        best = best_tokens(scores, count, scale=1.0)
+        assert [token for token, _ in best[0]] == first
+        assert [token for token, _ in best[1]] == list(range(min(count, 6)))
+
+
+def test_excluded_tokens_are_left_out_and_nan_is_an_error():
+    scores = torch.tensor([[1.0, -torch.inf, 2.0], [-torch.inf, 0.0, -torch.inf]])
+    best = best_tokens(scores, 3, scale=1.0)
+    assert [[token for token, _ in row] for row in best] == [[2, 0], [1]]
+    with pytest.raises(ValueError, match="NaN"):
+        best_tokens(torch.tensor([[1.0, torch.nan]]), 1, scale=1.0)

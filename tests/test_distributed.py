@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,15 +20,26 @@ from distributed_models import (
 )
 
 from ppsd_cli.core.events import Committed, Entered, Outcome, Span, Ticked, Verified
-from ppsd_cli.core.plan import Bubble, Burst, Prompt, Request, Sampling, Step
+from ppsd_cli.core.plan import (
+    Bubble,
+    Burst,
+    Node,
+    Prompt,
+    Request,
+    Sampling,
+    Step,
+    TickResult,
+)
 from ppsd_cli.errors import ResourceError
 from ppsd_cli.runtime.frames import Frame, Return
-from ppsd_cli.runtime.messages import pack_plan, unpack_plan
+from ppsd_cli.runtime.messages import pack_plan, pack_result, unpack_plan, unpack_result
 from ppsd_cli.runtime.pipeline import local_runner
 from ppsd_cli.runtime.processes import spawn_runner
 from ppsd_cli.runtime.wire import FrameCodec, ReturnCodec, RowFormat
 
-REQUEST = Request(Sampling(0.7, 5, 0.9, 0.01, 3), True, 40, (1, 2, 3), 9, True)
+REQUEST = Request(
+    Sampling(0.7, 5, 0.9, 0.01, 3), True, 40, (1, 2, 3), 9, True, 0, 4, 1.5, (0, 2, 1), (-0.5, -1.0)
+)
 LISTENING = "0A"
 
 
@@ -133,6 +145,21 @@ def test_bursts_of_a_deep_head_across_processes(model: Path, tmp_path: Path, spl
     assert_equal(record(local_runner(config), **wishes), record(spawn_runner(config), **wishes))
 
 
+@pytest.mark.parametrize("split", [(2, 2), (1, 2, 1)])
+def test_trees_across_processes(model: Path, tmp_path: Path, split):
+    """Levels of fewer nodes than the engine was made for, too, with the states of a deep head."""
+    head = save_deep_head(model, tmp_path / "head", (1, 3, 4)) if len(split) == 3 else "raw"
+    config = settings(model, split, head=str(head), width=5)
+    plain = answer(local_runner(config), tokens=20, temperature=1.0)
+    right = tuple(e.token_id for e in plain if isinstance(e, Committed))
+    wishes = {"temperature": 1.0, "tokens": 20, "width": 4, "forced": right}
+    wishes["forced_ranks"] = (0, 1, 0, 4, 2) * 4
+    ours = record(local_runner(config), **wishes)
+    kinds = {e[0] for e in ours[0][0]}
+    assert {"Pruned", "Flushed"} <= kinds
+    assert_equal(ours, record(spawn_runner(config), **wishes))
+
+
 def test_only_loopback_is_listened_on(model: Path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -204,6 +231,31 @@ def test_returns_travel_whole(count, depths, target):
     assert back.spans == spans
     assert (back.logits is None) == (logits is None)
     assert logits is None or torch.equal(back.logits, logits)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 7])
+def test_levels_of_a_tree_travel_in_one_message(count):
+    rows = RowFormat(HIDDEN, torch.float32, 2, most=4)
+    hidden, tree = torch.randn(count, HIDDEN), tuple((9 - i, i) for i in range(min(count, 4)))
+    frame = Frame(7, 40, count, hidden, (Span(0, 1.5, 2.25),), None, tree)
+    codec = FrameCodec(rows)
+    assert len(codec.pack(frame)) == (1 if count <= 4 else 2)
+    back = through(codec, frame)
+    assert torch.equal(back.hidden, hidden)
+    assert (back.tree, back.wanted, back.spans) == (tree, count, frame.spans)
+    taps = {d: torch.randn(count, HIDDEN) for d in (2, 3)}
+    codec = ReturnCodec(rows, 1, frozenset(taps))
+    sent = Return(1, 3, 9, taps, tuple(range(count)), ())
+    assert len(codec.pack(sent)) == (1 if count <= 4 else 3)
+    received = through(codec, sent)
+    assert received.token_ids == sent.token_ids
+    assert all(torch.equal(received.taps[d], taps[d]) for d in taps)
+
+
+def test_results_of_a_tree_travel_whole():
+    node = Node(5, 9, 3, 1, True, True, parent=2, slot=11, score=-1.25)
+    result = TickResult(Ticked(1, 0.0, 1.0, 2.0, 3.0), (), (node, replace(node, parent=None)))
+    assert unpack_result(b"".join(pack_result(result))) == result
 
 
 def through(codec, item):

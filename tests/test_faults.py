@@ -11,20 +11,23 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ppsd_cli.core import chain, choose, plan, schedule
-from ppsd_cli.core.chain import Chain
+from ppsd_cli.core import choose, plan, schedule, tree
+from ppsd_cli.core.events import Outcome
 from ppsd_cli.core.plan import Sampling
 from ppsd_cli.core.schedule import Limits, Schedule
+from ppsd_cli.core.tree import Tree
 from ppsd_cli.model import cache, heads, layers, rope, stage
+from ppsd_cli.model.branches import Branches
 from ppsd_cli.model.cache import LayerCache, Rows
 from ppsd_cli.model.heads import DraftHead
 from ppsd_cli.model.stage import Output, Stage
-from ppsd_cli.runtime import front, worker
+from ppsd_cli.runtime import drafting, worker
+from ppsd_cli.runtime.drafting import Drafter
 from ppsd_cli.runtime.front import Front
 from ppsd_cli.runtime.worker import StageWorker
 
 Patch = pytest.MonkeyPatch
-_verify, _visible, _write = Chain.verify, cache.visible, LayerCache.write
+_verify, _visible, _write = Tree.verify, cache.visible, LayerCache.write
 _forward, _restrict, _gumbel = Stage.forward, choose.restrict, choose.gumbel
 _observe, _tapped, _prompt_plans = DraftHead.observe, DraftHead._tapped, schedule._prompt_plans
 _frequencies, _choose, _rotate = rope._frequencies, choose.choose, rope.rotate
@@ -32,10 +35,12 @@ _finish = layers.finish
 _head_init, _split_heads, _linear = DraftHead.__init__, layers.split_heads, layers.linear
 _fed_at, _enter = Front._fed_at, Front._enter
 _settle, _burst, _targets = Front._settle, Front._burst, StageWorker._targets
+_keep_below, _branch_rows, _branch_enter = Tree._keep_below, Branches.rows, Branches.enter
+_hidden_far, _perturbed, _best_tokens = heads._hidden_far, choose.perturbed, choose.best_tokens
 _ending, _feed_limit, _attend = Schedule._ending, Limits.feed_limit, cache.attend
 
 
-# The schedule and the chain
+# The schedule and the tree
 
 
 def off_by_one_commit(patch: Patch) -> None:
@@ -43,15 +48,15 @@ def off_by_one_commit(patch: Patch) -> None:
         verdict = _verify(self, serial, target)
         return verdict and replace(verdict, position=verdict.position + 1)
 
-    patch.setattr(Chain, "verify", verify)
+    patch.setattr(Tree, "verify", verify)
 
 
 def flush_ignored(patch: Patch) -> None:
-    patch.setattr(chain, "accepts", lambda _fed, _target: True)
+    patch.setattr(tree, "accepts", lambda _fed, _target: True)
 
 
 def right_guesses_thrown_away(patch: Patch) -> None:
-    patch.setattr(chain, "accepts", lambda _fed, _target: False)
+    patch.setattr(tree, "accepts", lambda _fed, _target: False)
 
 
 def void_nodes_stay_live(patch: Patch) -> None:
@@ -61,12 +66,12 @@ def void_nodes_stay_live(patch: Patch) -> None:
             self._live.extend(verdict.void[1:])
         return verdict
 
-    patch.setattr(Chain, "verify", verify)
+    patch.setattr(Tree, "verify", verify)
 
 
 def result_matched_by_order_not_serial(patch: Patch) -> None:
     patch.setattr(
-        Chain,
+        Tree,
         "verify",
         lambda self, serial, target: _verify(
             self, self._live[0].serial if self._live else serial, target
@@ -77,7 +82,7 @@ def result_matched_by_order_not_serial(patch: Patch) -> None:
 def result_matched_by_position(patch: Patch) -> None:
     """A void node's answer counts for the live node of the same position."""
     positions: dict[int, int] = {}
-    enter = Chain.enter
+    enter = Tree.enter
 
     def remember(self, node):
         positions[node.serial] = node.position
@@ -88,12 +93,12 @@ def result_matched_by_position(patch: Patch) -> None:
             serial = self._live[0].serial
         return _verify(self, serial, target)
 
-    patch.setattr(Chain, "enter", remember)
-    patch.setattr(Chain, "verify", verify)
+    patch.setattr(Tree, "enter", remember)
+    patch.setattr(Tree, "verify", verify)
 
 
 def leftovers_of_the_last_answer_count(patch: Patch) -> None:
-    patch.setattr(Chain, "clear", lambda _self: None)
+    patch.setattr(Tree, "clear", lambda _self: None)
 
 
 def end_of_text_ignored(patch: Patch) -> None:
@@ -171,7 +176,7 @@ def noise_of_draft_and_target_differs(patch: Patch) -> None:
     def other(logits, sampling, positions, *, token_ids=None):
         return _choose(logits, replace(sampling, seed=-7), positions, token_ids=token_ids)
 
-    patch.setattr(front, "choose", other)
+    patch.setattr(drafting, "choose", other)
 
 
 def target_noise_of_the_position_before(patch: Patch) -> None:
@@ -343,9 +348,9 @@ def correction_not_fed(patch: Patch) -> None:
     """Stage 0 goes on with its own guess although a correction is due."""
 
     def following(self, plan):
-        due = self._chain._due
-        if due is not None and self._head is not None and self._request.drafting:
-            self._chain._due = (due[0], due[1] ^ 1)
+        due = self._tree._due
+        if due is not None and self._drafter.head is not None and self._request.drafting:
+            self._tree._due = (due[0], due[1] ^ 1)
         return _enter(self, plan)
 
     patch.setattr(Front, "_enter", following)
@@ -383,9 +388,12 @@ def first_state_kept(patch: Patch) -> None:
 
     def observe(self, depth, start, states):
         seen = self.__dict__.setdefault("seen", set())
-        if (depth, start) not in seen:
-            _observe(self, depth, start, states)
-        seen.add((depth, start))
+        slots = [start] if isinstance(start, int) else start
+        rows = states.split(1) if len(slots) > 1 else [states]
+        for slot, row in zip(slots, rows, strict=True):
+            if (depth, slot) not in seen:
+                _observe(self, depth, slot, row)
+            seen.add((depth, slot))
 
     patch.setattr(DraftHead, "observe", observe)
 
@@ -444,7 +452,7 @@ def void_row_committed(patch: Patch) -> None:
             self._live.append(verdict.void[0])
         return verdict
 
-    patch.setattr(Chain, "verify", verify)
+    patch.setattr(Tree, "verify", verify)
 
 
 def draft_position_off_by_one(patch: Patch) -> None:
@@ -453,7 +461,7 @@ def draft_position_off_by_one(patch: Patch) -> None:
     def other(logits, sampling, positions, *, token_ids=None):
         return _choose(logits, sampling, positions - 1, token_ids=token_ids)
 
-    patch.setattr(front, "choose", other)
+    patch.setattr(drafting, "choose", other)
 
 
 def rows_of_a_burst_see_each_other(patch: Patch) -> None:
@@ -467,13 +475,13 @@ def rows_of_a_burst_see_each_other(patch: Patch) -> None:
 
 def burst_forgets_its_last_guess(patch: Patch) -> None:
     """The row behind the last guess is taken for one that no head needs to run on."""
-    draft = Front._draft
+    guess = Drafter.guess
 
     def forget(self, position):
-        self._head_next = max(self._head_next, position - 1)
-        return draft(self, position)
+        self._next = max(self._next, position - 1)
+        return guess(self, position)
 
-    patch.setattr(Front, "_draft", forget)
+    patch.setattr(Drafter, "guess", forget)
 
 
 def nothing_stands_in_for_deeper_states(patch: Patch) -> None:
@@ -482,6 +490,138 @@ def nothing_stands_in_for_deeper_states(patch: Patch) -> None:
 
 def one_guess_too_many(patch: Patch) -> None:
     patch.setattr(Front, "_burst", lambda self, length: _burst(self, length + 1))
+
+
+# Trees
+
+
+def siblings_stay_live(patch: Patch) -> None:
+    """A right guess makes nothing void."""
+
+    def keep(self, root):
+        return () if root is not None else _keep_below(self, root)
+
+    patch.setattr(Tree, "_keep_below", keep)
+
+
+def subtree_void_with_its_siblings(patch: Patch) -> None:
+    """What stands on the accepted node is thrown away."""
+
+    def keep(self, root):
+        void = _keep_below(self, root)
+        while root is not None and len(self._live) > 1:
+            self._live.pop()
+        return void
+
+    patch.setattr(Tree, "_keep_below", keep)
+
+
+def slot_of_a_live_node_given_away(patch: Patch) -> None:
+    def keep(self, root):
+        void = _keep_below(self, root)
+        if root is not None and void:
+            self._slots.free(root.slot)
+        return void
+
+    patch.setattr(Tree, "_keep_below", keep)
+
+
+def correction_stands_on_the_wrong_node(patch: Patch) -> None:
+    """A correction sees what the node verified before the last one saw."""
+
+    def verify(self, serial, target):
+        tip = self._tip
+        verdict = _verify(self, serial, target)
+        if verdict is not None and verdict.outcome is Outcome.CORRECTED and tip is not None:
+            self._tip = replace(self._tip, slot=tip.slot)
+        return verdict
+
+    patch.setattr(Tree, "verify", verify)
+
+
+def branches_see_each_other(patch: Patch) -> None:
+    def rows(self, slots):
+        real = _branch_rows(self, slots)
+        return replace(real, tree_mask=torch.ones_like(real.tree_mask))
+
+    patch.setattr(Branches, "rows", rows)
+
+
+def node_sees_its_siblings_parent(patch: Patch) -> None:
+    def enter(self, position, slots, parents):
+        return _branch_enter(self, position, slots, parents[:1] * len(parents))
+
+    patch.setattr(Branches, "enter", enter)
+
+
+def node_does_not_see_its_parent(patch: Patch) -> None:
+    def rows(self, slots):
+        real = _branch_rows(self, slots)
+        mask = real.tree_mask.clone()
+        for row, slot in enumerate(slots):
+            if self._positions[slot] > 20:
+                mask[row, self._parents[slot]] = False
+        return replace(real, tree_mask=mask)
+
+    patch.setattr(Branches, "rows", rows)
+
+
+def window_counted_in_slots(patch: Patch) -> None:
+    def visible(rows, window):
+        if rows.slot_positions is not None:
+            slots = torch.arange(len(rows.slot_positions))
+            rows = replace(rows, slot_positions=slots)
+        return _visible(rows, window)
+
+    patch.setattr(stage, "visible", visible)
+
+
+def window_forgotten_in_trees(patch: Patch) -> None:
+    def visible(rows, window):
+        return _visible(rows, None if rows.tree_mask is not None else window)
+
+    patch.setattr(stage, "visible", visible)
+
+
+def positions_count_within_a_level(patch: Patch) -> None:
+    def rows(self, slots):
+        real = _branch_rows(self, slots)
+        return replace(real, positions=real.positions + torch.arange(len(slots)))
+
+    patch.setattr(Branches, "rows", rows)
+
+
+def states_by_position_instead_of_slot(patch: Patch) -> None:
+    patch.setattr(Rows, "behind", lambda self, lag: self.positions - lag)
+
+
+def ancestors_by_slot(patch: Patch) -> None:
+    def ancestors(self, slots, lags):
+        del self
+        return torch.stack([torch.tensor(slots) - lag for lag in range(lags)], dim=1)
+
+    patch.setattr(Branches, "ancestors", ancestors)
+
+
+def near_states_seen_twice(patch: Patch) -> None:
+    def hidden(rows, lags):
+        return _hidden_far(rows, lags if rows.tree_mask is None else lags - 1)
+
+    patch.setattr(heads, "_hidden_far", hidden)
+
+
+def children_drafted_with_the_noise_before(patch: Patch) -> None:
+    def other(logits, sampling, positions, token_ids=None):
+        return _perturbed(logits, sampling, positions - 1, token_ids)
+
+    patch.setattr(drafting, "perturbed", other)
+
+
+def second_best_child_first(patch: Patch) -> None:
+    def shifted(scores, count, *, scale, token_ids=None):
+        return [row[1:] for row in _best_tokens(scores, count, scale=scale, token_ids=token_ids)]
+
+    patch.setattr(drafting, "best_tokens", shifted)
 
 
 FAULTS: list[tuple[Callable[[Patch], None], tuple[str, ...]]] = [
@@ -553,6 +693,31 @@ FAULTS: list[tuple[Callable[[Patch], None], tuple[str, ...]]] = [
     (one_guess_too_many, ("bursts of llama",)),
     (burst_forgets_its_last_guess, ("head in bursts",)),
     (nothing_stands_in_for_deeper_states, ("head in bursts",)),
+    (flush_ignored, ("trees", "trees of llama")),
+    (right_guesses_thrown_away, ("trees", "trees of llama")),
+    (void_nodes_stay_live, ("trees",)),
+    (result_matched_by_order_not_serial, ("trees", "trees of llama")),
+    (leftovers_of_the_last_answer_count, ("trees",)),
+    (end_of_text_ignored, ("trees",)),
+    (siblings_stay_live, ("trees", "trees of llama")),
+    (subtree_void_with_its_siblings, ("trees",)),
+    (slot_of_a_live_node_given_away, ("trees", "trees of llama")),
+    (correction_stands_on_the_wrong_node, ("trees of llama",)),
+    (branches_see_each_other, ("trees of llama",)),
+    (node_sees_its_siblings_parent, ("trees of llama",)),
+    (node_does_not_see_its_parent, ("trees of llama",)),
+    (stale_cache_row, ("trees of llama",)),
+    (window_counted_in_slots, ("trees of mistral",)),
+    (window_forgotten_in_trees, ("trees of mistral",)),
+    (positions_count_within_a_level, ("trees of llama",)),
+    (boundary_a_tick_early, ("trees of llama",)),
+    (states_by_position_instead_of_slot, ("head in trees",)),
+    (ancestors_by_slot, ("head in trees",)),
+    (near_states_seen_twice, ("head in trees",)),
+    (first_state_kept, ("head in trees",)),
+    (whatever_arrived, ("head in trees",)),
+    (children_drafted_with_the_noise_before, ("trees of echo",)),
+    (second_best_child_first, ("trees of echo",)),
 ]
 CASES = [
     pytest.param(plant, check, id=f"{number}-{plant.__name__}-{check}")
@@ -582,6 +747,11 @@ def run_check(tiny, tmp_path) -> Callable[[str], None]:
             "bursts of llama": lambda: checks.check_bursts_of_a_model(tiny),
             "bursts of echo": lambda: checks.check_bursts_that_are_right(tiny),
             "head in bursts": lambda: checks.check_head_in_bursts(tiny, tmp_path),
+            "trees": checks.check_trees,
+            "trees of llama": lambda: checks.check_trees_of_a_model(tiny, "llama"),
+            "trees of mistral": lambda: checks.check_trees_of_a_model(tiny, "mistral"),
+            "trees of echo": lambda: checks.check_trees_that_are_right(tiny),
+            "head in trees": lambda: checks.check_head_in_trees(tiny, tmp_path),
         }
         if kind == "reference":
             checks.check_reference(tiny, model)
@@ -613,3 +783,4 @@ def test_faults_are_planted_where_the_code_is(monkeypatch):
     assert stage.visible is cache.visible
     assert stage.attend is cache.attend
     assert worker.choose is choose.choose
+    assert drafting.choose is choose.choose

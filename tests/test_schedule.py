@@ -8,7 +8,6 @@ from fake_pipeline import VOCABULARY, FakePipeline, continuation, hash_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppsd_cli.core.chain import accepts
 from ppsd_cli.core.decode import decode
 from ppsd_cli.core.events import (
     Committed,
@@ -22,6 +21,7 @@ from ppsd_cli.core.events import (
 )
 from ppsd_cli.core.plan import Bubble, Prompt, Request, Sampling, Step, chunks
 from ppsd_cli.core.schedule import Limits, Schedule
+from ppsd_cli.core.tree import accepts
 
 PROMPT = (3, 1, 4, 1, 5, 9, 2)
 PATTERNS = {

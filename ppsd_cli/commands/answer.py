@@ -16,7 +16,7 @@ from ppsd_cli.commands.prompts import PromptSource, check_length, encode_prompt,
 from ppsd_cli.commands.report import answer_report
 from ppsd_cli.commands.session import ModelChoice, Plan, make_plan, start_engine
 from ppsd_cli.commands.signals import Interrupted, Signals
-from ppsd_cli.config import DEFAULT_MAX_NEW_TOKENS, Settings
+from ppsd_cli.config import DEFAULT_MAX_NEW_TOKENS, DEFAULT_TREE_SCALE, Settings
 from ppsd_cli.core.events import Committed, Event, Finished, FinishReason, Ticked
 from ppsd_cli.core.plan import Sampling
 from ppsd_cli.core.schedule import Limits
@@ -152,7 +152,12 @@ def _answer(
         prompt_ids,
         sampling=_sampling(settings, options.seed),
         limits=limits,
-        drafting=Drafting(plan.decoder != "ar", draft_length=plan.draft_length),
+        drafting=Drafting(
+            plan.decoder != "ar",
+            draft_length=plan.draft_length,
+            width=plan.config.width,
+            tree_scale=settings.tree_scale or DEFAULT_TREE_SCALE,
+        ),
     )
     answer = Answer(len(prompt_ids), StatsBuilder(engine.runner.stages))
     trace = TraceWriter(engine.runner.stages) if options.trace is not None else None
@@ -219,15 +224,19 @@ def _view(plan: Plan, options: AnswerOptions) -> Iterator[View]:
         terminal = False
     parts = [plan.config.part(s) for s in range(plan.config.stages)]
     layers = tuple((part.first, part.last) for part in parts)
-    drafting = plan.decoder != "ar"
+    shown: dict[str, Any] = {
+        "layers": layers,
+        "drafting": plan.decoder != "ar",
+        "width": plan.config.width,
+    }
     if drawn and terminal:
-        with LiveView(Console(), layers=layers, clock=perf_counter, drafting=drafting) as live:
+        with LiveView(Console(), clock=perf_counter, **shown) as live:
             yield live
         return
     plain = PlainView(_writer(options, terminal=terminal))
     if drawn:
         console = Console(stderr=True)
-        with PlainLines(console, layers=layers, clock=perf_counter, drafting=drafting) as lines:
+        with PlainLines(console, clock=perf_counter, **shown) as lines:
             yield _Both(plain, lines)
     else:
         yield plain
@@ -272,7 +281,8 @@ def _save(answer: Answer, plan: Plan, options: AnswerOptions, say: Callable[[str
         sys.stdout.flush()
     elif answer.error is None:
         speed = answer.tokens_per_second
-        say(final_line(stats, decoder=plan.decoder, tokens_per_second=speed))
+        width = plan.config.width
+        say(final_line(stats, decoder=plan.decoder, tokens_per_second=speed, width=width))
 
 
 def _exit_code(answer: Answer) -> int:

@@ -61,7 +61,15 @@ def bench(  # noqa: PLR0913 (one parameter a flag)
         str | None,
         typer.Option(
             rich_help_panel=_HOW,
-            help="Also with drafts that are right with these probabilities, such as 0.5,0.8.",
+            help="Also with drafts that are right with these probabilities, such as 0.5,0.8. "
+            "For trees 0.7/0.9: the best guess 0.7, one of the width 0.9.",
+        ),
+    ] = None,
+    width: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_HOW,
+            help="Also ppsd as a tree of these widths, such as 2,4. Default: the profile's.",
         ),
     ] = None,
     draft_length: Annotated[
@@ -138,7 +146,12 @@ def bench(  # noqa: PLR0913 (one parameter a flag)
 ) -> None:
     """Measure speculation against honest rivals, prompt by prompt in one run."""
     del debug  # read by cli.main
-    from ppsd_cli.commands.bench_options import BenchOptions, parse_list, parse_shares
+    from ppsd_cli.commands.bench_options import (
+        BenchOptions,
+        parse_list,
+        parse_shares,
+        parse_widths,
+    )
     from ppsd_cli.commands.bench_run import run_bench, show_tasks
     from ppsd_cli.commands.session import ModelChoice
     from ppsd_cli.config import Settings, parse_devices, parse_split
@@ -158,6 +171,7 @@ def bench(  # noqa: PLR0913 (one parameter a flag)
         threads=threads,
         max_new_tokens=max_new_tokens,
     )
+    shares, among = parse_shares(acceptance)
     code = run_bench(
         ModelChoice(model, profile, revision, offline, random_weights),
         flags,
@@ -168,7 +182,7 @@ def bench(  # noqa: PLR0913 (one parameter a flag)
             ignore_eos=ignore_eos,
             chat=not no_chat_template,
             decoders=parse_list(decoders),
-            acceptance=parse_shares(acceptance),
+            acceptance=shares,
             draft_length=draft_length,
             repetitions=repetitions,
             warmup=warmup,
@@ -181,6 +195,8 @@ def bench(  # noqa: PLR0913 (one parameter a flag)
             quiet=quiet,
             fail_under=tuple(fail_under or ()),
             baseline=baseline,
+            widths=parse_widths(width),
+            among=among,
         ),
     )
     if code:

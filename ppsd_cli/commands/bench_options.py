@@ -33,6 +33,8 @@ class BenchOptions:
     quiet: bool
     fail_under: tuple[str, ...]
     baseline: Path | None
+    widths: tuple[int, ...] = ()
+    among: tuple[float, ...] = ()
 
 
 def parse_list(text: str | None) -> tuple[str, ...]:
@@ -43,13 +45,31 @@ def parse_list(text: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(parts))
 
 
-def parse_shares(text: str | None) -> tuple[float, ...]:
-    """``0.5,0.8`` as numbers."""
+def parse_shares(text: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """``0.5,0.8`` as numbers, and nothing; ``0.5/0.7,0.8/0.9`` as (0.5, 0.8) and (0.7, 0.9)."""
+    parts = [part.split("/") for part in parse_list(text)]
+    sizes = {len(part) for part in parts}
+    if not sizes:
+        return (), ()
     try:
-        return tuple(float(part) for part in parse_list(text))
+        if not (sizes == {1} or sizes == {2}):
+            raise ValueError
+        columns = [tuple(float(value) for value in each) for each in zip(*parts, strict=True)]
     except ValueError as error:
         raise ConfigError(
-            f"--acceptance {text}: give shares between 0 and 1 separated by commas, such as 0.5,0.8"
+            f"--acceptance {text}: give shares between 0 and 1 separated by commas, such as "
+            "0.5,0.8, or for trees all with a second one, such as 0.5/0.7,0.8/0.9"
+        ) from error
+    return columns[0], columns[1] if len(columns) > 1 else ()
+
+
+def parse_widths(text: str | None) -> tuple[int, ...]:
+    """``2,4`` as numbers."""
+    try:
+        return tuple(int(part) for part in parse_list(text))
+    except ValueError as error:
+        raise ConfigError(
+            f"--width {text}: give widths of trees separated by commas, such as 2,4"
         ) from error
 
 

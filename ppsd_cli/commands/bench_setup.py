@@ -10,7 +10,7 @@ from ppsd_cli.bench_records import TaskInfo
 from ppsd_cli.commands.bench_options import BenchOptions
 from ppsd_cli.commands.find_head import UNTRAINED, find_head
 from ppsd_cli.commands.session import ModelChoice, Plan, find_profile, make_plan
-from ppsd_cli.config import Settings
+from ppsd_cli.config import DEFAULT_TREE_SCALE, Settings
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.errors import ConfigError
 from ppsd_cli.model.head_files import read_info
@@ -19,7 +19,7 @@ from ppsd_cli.model.random_weights import RANDOM_BLOCK, RANDOM_DEEP
 from ppsd_cli.runtime.children import allowed_cores
 from ppsd_cli.runtime.engine import default_threads
 from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
-from ppsd_cli.tasks.bench.contenders import Shapes, Wish, check_wish
+from ppsd_cli.tasks.bench.contenders import Shapes
 from ppsd_cli.tasks.bench.environment import environment
 from ppsd_cli.tasks.bench.measure import Asked, Course
 from ppsd_cli.tasks.bench.pool import Shape
@@ -31,6 +31,7 @@ from ppsd_cli.tasks.bench.talk import (
     prompt_checksum,
     user,
 )
+from ppsd_cli.tasks.bench.wish import Wish, check_wish
 
 DEFAULT_NEW_TOKENS = 128
 
@@ -57,7 +58,8 @@ def prepare(
     """Read prompts, decide the pipelines, check that both go together."""
     check_wish(_wish(options, ("ar", "ppsd")))
     tasks, asked = _read_tasks(options, choice, say)
-    plan = make_plan(choice, replace(flags, decoder="ppsd"), say)
+    widest = max(options.widths, default=None)
+    plan = make_plan(choice, replace(flags, decoder="ppsd", width=widest), say)
     shapes = _shapes(choice, flags, plan)
     talk = _talk(plan, options)
     limits = Limits(
@@ -85,7 +87,9 @@ def prepare(
         seed=options.seed,
         vocabulary=plan.spec.vocabulary,
     )
-    wish = _wish(options, _default_decoders(plan, options))
+    widths = options.widths or (plan.config.width,)
+    trees = tuple(width for width in widths if width > 1)
+    wish = replace(_wish(options, _default_decoders(plan, options)), widths=trees)
     checksum = prompt_checksum(talk, (each.question for each in fitting))
     return Setup(
         plan=plan,
@@ -127,7 +131,13 @@ def _talk(plan: Plan, options: BenchOptions) -> Talk:
 
 
 def _wish(options: BenchOptions, default: tuple[str, ...]) -> Wish:
-    return Wish(options.decoders or default, options.acceptance, options.draft_length)
+    return Wish(
+        options.decoders or default,
+        options.acceptance,
+        options.draft_length,
+        widths=options.widths,
+        among=options.among,
+    )
 
 
 def _default_decoders(plan: Plan, options: BenchOptions) -> tuple[str, ...]:
@@ -146,7 +156,14 @@ def _shapes(choice: ModelChoice, flags: Settings, plan: Plan) -> Shapes:
     chain, layers = plan.config, plan.spec.layers
     on_cpu = chain.devices[0] == "cpu"
     random = random_model(plan.files.folder) is not None
-    plain = replace(chain, split=(layers,), devices=chain.devices[:1], head=None, draft_vocab=None)
+    plain = replace(
+        chain,
+        split=(layers,),
+        devices=chain.devices[:1],
+        head=None,
+        draft_vocab=None,
+        width=1,
+    )
     return Shapes(
         plain=Shape(plain, processes=on_cpu),
         threads=_thread_counts(flags, chain.threads) if on_cpu else (chain.threads,),
@@ -154,6 +171,7 @@ def _shapes(choice: ModelChoice, flags: Settings, plan: Plan) -> Shapes:
         bursts=_burst_shapes(choice, plan),
         layers=layers,
         transformers="transformers cannot load random weights" if random else None,
+        tree_scale=plan.settings.tree_scale or DEFAULT_TREE_SCALE,
     )
 
 
@@ -170,7 +188,7 @@ def _burst_shapes(choice: ModelChoice, plan: Plan) -> tuple[Shape, ...]:
     """EESD's two stages on one device: with the given head, and with a plain block head."""
     chain = plan.config
     split = (chain.split[0], sum(chain.split[1:]))
-    config = replace(chain, split=split, devices=chain.devices[:1] * 2)
+    config = replace(chain, split=split, devices=chain.devices[:1] * 2, width=1)
     shapes = [Shape(config, False, plan.head_name)]
     block = _block_head(choice, chain)
     if block is not None:
@@ -198,6 +216,12 @@ def _block_head(choice: ModelChoice, chain: PipelineConfig) -> str | None:
     return None
 
 
+def _acceptance(wish: Wish) -> str:
+    """As the flag says it."""
+    pairs = itertools.zip_longest(wish.acceptance, wish.among)
+    return ",".join(f"{a:g}" if b is None else f"{a:g}/{b:g}" for a, b in pairs)
+
+
 def _settings(
     plan: Plan, options: BenchOptions, wish: Wish, course: Course
 ) -> tuple[tuple[str, str], ...]:
@@ -205,7 +229,8 @@ def _settings(
     config = plan.config
     values = {
         "decoders": ",".join(wish.decoders),
-        "acceptance": ",".join(f"{a:g}" for a in wish.acceptance) or "the head's own",
+        "acceptance": _acceptance(wish) or "the head's own",
+        "width": ",".join(map(str, (1, *wish.widths))),
         "draft_length": str(wish.draft_length or "best"),
         "max_new_tokens": str(course.limits.max_new_tokens),
         "ignore_eos": str(options.ignore_eos).lower(),

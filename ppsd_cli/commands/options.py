@@ -93,6 +93,13 @@ DraftLength = Annotated[
     int | None,
     typer.Option(rich_help_panel=_PIPE, help="Tokens that eesd drafts at a time. Default: 4."),
 ]
+Width = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=_PIPE,
+        help="Guesses that enter per tick: 1 is a chain (the default), up to 16 a tree.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(rich_help_panel=_PIPE, help="Threads of each stage. Default: its share."),

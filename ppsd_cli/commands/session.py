@@ -32,9 +32,11 @@ from ppsd_cli.model.spec import ModelSpec
 from ppsd_cli.model.spec_reader import generation_warnings, read_eos_ids
 from ppsd_cli.runtime.engine import (
     Engine,
+    check_engine,
     choose_devices,
     choose_dtype,
     default_threads,
+    has_graphs,
     on_one_gpu,
     open_engine,
 )
@@ -181,13 +183,15 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
         head=head,
         draft_vocab=settings.draft_vocab,
         threads=settings.threads or default_threads(len(split)),
+        width=(settings.width or 1) if decoder == "ppsd" else 1,
     )
+    check_engine(config)
     notes = [f"decoder ar: {reason}"] if reason else []
     notes += notes_on_head(head)
-    if devices[0].startswith("cuda") and not on_one_gpu(devices):
+    if devices[0].startswith("cuda") and not has_graphs(config):
         notes.append(
-            "no CUDA graphs here (they need Triton and all stages on one GPU): kernels are "
-            "launched one by one, which is several times slower"
+            "no CUDA graphs here (they need Triton, GPUs only, and attention heads of a power of "
+            "two of at least 16): kernels are launched one by one, which is several times slower"
         )
     real = random_model(files.folder) is None
     notes += generation_warnings(files.folder) if real else [RANDOM_NOTE]
@@ -206,7 +210,11 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
 
 
 def _refuse_drafting(flags: Settings, decoder: str) -> None:
-    """Plain decoding makes no use of a head, nor do others of a draft length."""
+    """Only ``ppsd`` and ``eesd`` guess, and each in its own way."""
+    if decoder != "ppsd" and (flags.width or 1) > 1:
+        raise ConfigError(
+            f"--width {flags.width} is for --decoder ppsd, and this run's is {decoder}; change one"
+        )
     if decoder != "eesd" and flags.draft_length is not None:
         raise ConfigError(
             f"--draft-length is for --decoder eesd, and this run's is {decoder}; change one"

@@ -27,6 +27,42 @@ def choose(
     columns to ids of the full vocabulary where the draft vocabulary is reduced. Ties go to the
     lowest column. Order: temperature, top-k, top-p, min-p, noise. Raises ValueError on NaN rows.
     """
+    best, column = perturbed(logits, sampling, positions, token_ids).max(dim=-1)
+    _check_numbers(best)
+    return column if token_ids is None else token_ids[column]
+
+
+def best_tokens(
+    scores: Tensor, count: int, *, scale: float, token_ids: Tensor | None = None
+) -> list[list[tuple[int, float]]]:
+    """For every row the ``count`` best tokens with their log shares, best first.
+
+    ``scores`` [W, V] are perturbed logits; the first token of a row is what ``choose`` takes. The
+    shares are the log-softmax of ``scale`` times the row. Ties go to the lowest column. Tokens
+    that sampling excludes are left out, so a row may have fewer. Raises ValueError on NaN rows.
+    """
+    count = min(count, scores.shape[-1])
+    least = scores.topk(count, dim=-1).values[:, -1:]
+    _check_numbers(scores.max(dim=-1).values)
+    shares = (scores * scale).log_softmax(dim=-1)
+    rows: list[list[tuple[float, int]]] = [[] for _ in scores]
+    wanted = (scores >= least) & (scores > -torch.inf)  # more than ``count`` of a row if level
+    places = wanted.nonzero()  # by row, then by column
+    found = zip(places.tolist(), scores[*places.T].tolist(), strict=True)
+    for (row, column), score in found:
+        rows[row].append((-score, column))
+    best = []
+    for row, columns in enumerate(rows):
+        chosen = [column for _, column in sorted(columns)[:count]]
+        ids = chosen if token_ids is None else token_ids[chosen].tolist()
+        best.append(list(zip(ids, shares[row, chosen].tolist(), strict=True)))
+    return best
+
+
+def perturbed(
+    logits: Tensor, sampling: Sampling, positions: Tensor, token_ids: Tensor | None = None
+) -> Tensor:
+    """Scores [W, V] in float32 whose largest is the choice; arguments as for ``choose``."""
     scores = logits.float()
     if sampling.temperature > 0:
         scores = restrict(scores / sampling.temperature, sampling)
@@ -34,10 +70,12 @@ def choose(
         if ids is None:
             ids = torch.arange(scores.shape[-1], device=scores.device)
         scores = scores + gumbel(sampling.seed, positions, ids)
-    best, column = scores.max(dim=-1)
+    return scores
+
+
+def _check_numbers(best: Tensor) -> None:
     if bool(torch.isnan(best).any()):
         raise ValueError("logits are not numbers (NaN)")
-    return column if token_ids is None else token_ids[column]
 
 
 def restrict(scores: Tensor, sampling: Sampling) -> Tensor:

@@ -59,7 +59,8 @@ class Ticked:
 class Entered:
     """A node entered stage 0. ``tokens`` is 1, or the size of a prompt chunk (``token_id`` None).
 
-    ``position`` is that of its first token; ``drafted`` says that the token is a guess.
+    ``position`` is that of its first token; ``drafted`` says that the token is a guess. ``parent``
+    is the serial of the node that it stands on in a tree; None: the one that entered before.
     """
 
     tick: int
@@ -68,13 +69,14 @@ class Entered:
     token_id: int | None
     tokens: int
     drafted: bool
+    parent: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
     """The last stage finished a node: ``target_id`` is the full model's token after it.
 
-    ``live`` is false for a node that a flush had made void. ``spans`` has one entry a stage.
+    ``live`` is false for a node that was void before. ``spans`` has one entry a stage.
     """
 
     tick: int
@@ -97,7 +99,19 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
-    """A guess for ``position`` was wrong; the nodes in flight with these serials are void."""
+    """No guess for ``position`` was right; the nodes in flight with these serials are void."""
+
+    tick: int
+    position: int
+    void: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """A guess for ``position`` was right; these nodes of a tree, which are not below it, are void.
+
+    A chain has none.
+    """
 
     tick: int
     position: int
@@ -112,4 +126,4 @@ class Finished:
     reason: FinishReason
 
 
-Event = Ticked | Entered | Verified | Committed | Flushed | Finished
+Event = Ticked | Entered | Verified | Committed | Flushed | Pruned | Finished

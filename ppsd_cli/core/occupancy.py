@@ -3,7 +3,16 @@
 from collections.abc import Sequence
 from enum import Enum
 
-from ppsd_cli.core.events import Committed, Entered, Event, Finished, Flushed, Ticked, Verified
+from ppsd_cli.core.events import (
+    Committed,
+    Entered,
+    Event,
+    Finished,
+    Flushed,
+    Pruned,
+    Ticked,
+    Verified,
+)
 
 
 class Cell(Enum):
@@ -43,7 +52,7 @@ class Occupancy:
                 self._pending.discard(event.serial)
                 if not event.live:
                     self._make_void((event.serial,))
-            case Flushed():
+            case Flushed() | Pruned():
                 self._reach(event.tick - 1)
                 self._make_void(event.void)
             case Committed():
@@ -63,6 +72,11 @@ class Occupancy:
             if state in states:
                 return state
         return Cell.BUBBLE
+
+    def branch(self, place: int, tick: int) -> Cell:
+        """State of the node that entered in ``tick`` as number ``place`` of its level."""
+        level = self._serials.get(tick, [])
+        return self._state[level[place]] if place < len(level) else Cell.BUBBLE
 
     def forget(self, before: int) -> None:
         """Drop the nodes that entered before this tick."""

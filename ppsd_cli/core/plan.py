@@ -1,7 +1,7 @@
 """What the schedule asks of a runner, and what it gets back, one tick at a time.
 
 A plan may be symbolic (``Step``: "the draft of the newest node, or the correction"), so that a
-runner can decide by itself with ``core.chain`` and run ahead of whoever reads the results.
+runner can decide by itself with ``core.tree`` and run ahead of whoever reads the results.
 """
 
 from collections.abc import Sequence
@@ -36,6 +36,11 @@ class Request:
     ``forced_drafts``: guesses by position from the end of the prompt on, which replace the draft
     head's output (the head still runs): drafts of a chosen quality for measurements and tests.
     ``keep_logits``: targets and drafts carry their logits.
+    ``width``: guesses that enter per tick as a tree; 1 is the chain. ``tree_scale`` multiplies
+    draft logits before they become the log shares by which a tree ranks its branches.
+    ``forced_ranks``: where in a tree the forced guess stands among its siblings, by position: 0 is
+    the best one, ``width`` or more means that it is not among them; None is always 0. Then
+    ``rank_scores`` [width] are the log shares of all siblings, in place of the head's.
     """
 
     sampling: Sampling
@@ -45,6 +50,10 @@ class Request:
     prompt_tokens: int = 0
     keep_logits: bool = False
     draft_length: int = 0
+    width: int = 1
+    tree_scale: float = 1.0
+    forced_ranks: tuple[int, ...] | None = None
+    rank_scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +68,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Feed the next token: the correction if one is due, else the draft of the newest node."""
+    """Feed the next level: the correction if one is due, else the best guesses on the leaves.
+
+    In a chain that is the one draft of the newest node.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +96,12 @@ Plan = Prompt | Step | Burst | Bubble
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A prompt chunk or token that entered stage 0. ``token_id`` is None for a chunk."""
+    """A prompt chunk or token that entered stage 0. ``token_id`` is None for a chunk.
+
+    In a tree ``parent`` is the serial of the node it stands on, ``slot`` its place in the caches
+    and ``score`` the sum of log shares along its path since the last correction. In a chain they
+    may be left out: a node stands on the one before, and its slot is its position.
+    """
 
     serial: int
     position: int
@@ -93,6 +110,15 @@ class Node:
     drafted: bool
     final: bool
     """The full model's token after this node is wanted (all but early prompt chunks)."""
+    parent: int | None = None
+    slot: int | None = None
+    score: float = 0.0
+
+    @property
+    def last_slot(self) -> int:
+        """Slot of its last token, on which the next one stands."""
+        first = self.position if self.slot is None else self.slot
+        return first + self.tokens - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +136,9 @@ class TickResult:
     """One finished tick of stage 0: what arrived at its boundary, and what entered.
 
     ``targets`` and ``entered`` are in the order of entry, with rising serials: none for a bubble,
-    one in a chain, one for each row of a burst. ``draft_logits``: with ``keep_logits`` the head's
-    logits [V'] for each guess among ``entered``, in their order; otherwise empty.
+    one in a chain, one for each row of a burst or node of a level. ``draft_logits``: with
+    ``keep_logits`` the head's logits [V'] for each guess among ``entered``, in their order
+    (siblings have the same); otherwise empty.
     """
 
     clock: Ticked

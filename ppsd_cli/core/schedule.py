@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ppsd_cli.core.chain import Chain, Verdict
 from ppsd_cli.core.events import (
     Committed,
     Entered,
@@ -12,6 +11,8 @@ from ppsd_cli.core.events import (
     Finished,
     FinishReason,
     Flushed,
+    Outcome,
+    Pruned,
     Verified,
 )
 from ppsd_cli.core.plan import (
@@ -26,6 +27,7 @@ from ppsd_cli.core.plan import (
     TickResult,
     chunks,
 )
+from ppsd_cli.core.tree import Tree, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,10 @@ class Schedule:
     """Plans for a runner, and events from its results, for one answer.
 
     Plans are made without knowing the results, so they may run ahead: prompt chunks, bubbles
-    until the first token is known, then one step a tick (the chain), one step in ``stages`` ticks
-    (not drafting: each token waits for the full model), or one burst in ``stages`` ticks (EESD:
-    each burst waits for the full model, and what it commits is decided row by row as in a chain).
+    until the first token is known, then one step a tick (chain and tree), one step in ``stages``
+    ticks (not drafting: each token waits for the full model), or one burst in ``stages`` ticks
+    (EESD: each burst waits for the full model, and what it commits is decided row by row as in a
+    chain).
     """
 
     def __init__(
@@ -61,10 +64,10 @@ class Schedule:
     ) -> None:
         self._prompt_end = len(prompt)
         self._feed: Plan = Burst(request.draft_length) if request.draft_length else Step()
-        chain = request.drafting and not request.draft_length
-        self._waiting = 0 if chain else stages - 1
+        every_tick = request.drafting and not request.draft_length
+        self._waiting = 0 if every_tick else stages - 1
         self._limits = limits
-        self._chain = Chain()
+        self._tree = Tree()
         self._planned: deque[Plan] = deque(_prompt_plans(prompt, chunk, request))
         self._planned.extend([Bubble()] * (stages - 1))
         self.done = False
@@ -89,14 +92,15 @@ class Schedule:
     def _settle(self, tick: int, target: Target) -> Iterator[Event]:
         if target.token_id is None:
             return
-        verdict = self._chain.verify(target.serial, target.token_id)
+        verdict = self._tree.verify(target.serial, target.token_id)
         live = verdict is not None
         yield Verified(tick, target.serial, target.token_id, live, target.spans)
         if verdict is None:
             return
         yield Committed(tick, verdict.position, verdict.token_id, verdict.outcome, verdict.draft_id)
         if verdict.void:
-            yield Flushed(tick, verdict.position, tuple(n.serial for n in verdict.void))
+            kind = Flushed if verdict.outcome is Outcome.CORRECTED else Pruned
+            yield kind(tick, verdict.position, tuple(n.serial for n in verdict.void))
         reason = self._ending(verdict)
         if reason is not None:
             self.done = True
@@ -114,12 +118,20 @@ class Schedule:
 
     def _follow(self, tick: int, node: Node) -> Entered:
         if node.token_id is not None:
-            due = self._chain.due
-            assert node.position == self._chain.next_position(), "runner and schedule disagree"
+            due = self._tree.due
+            assert node.position == self._tree.end_of_parent(node), "runner and schedule disagree"
             assert due is None or node.token_id == due[1], "a correction was not fed"
             assert node.drafted == (due is None), "a draft was fed in place of a due token"
-        self._chain.enter(node)
-        return Entered(tick, node.serial, node.position, node.token_id, node.tokens, node.drafted)
+        self._tree.enter(node)
+        return Entered(
+            tick,
+            node.serial,
+            node.position,
+            node.token_id,
+            node.tokens,
+            node.drafted,
+            node.parent,
+        )
 
 
 def _prompt_plans(prompt: tuple[int, ...], chunk: int, request: Request) -> list[Plan]:

@@ -20,6 +20,7 @@ from ppsd_cli.core.events import (
     Finished,
     Flushed,
     Outcome,
+    Pruned,
     Ticked,
     Verified,
 )
@@ -70,7 +71,8 @@ class RunStats:
     """Committed tokens for which there was a guess."""
     accepted: int
     void_drafts: int
-    """Guesses that went in and were made void: wrong ones and all that stood on them."""
+    """Guesses that went in and were made void: wrong ones and all that stood on them; in a tree
+    also those beside the right one."""
     flushes: int
     acceptance_rate: float | None
     tokens_per_tick: float | None
@@ -83,11 +85,18 @@ class RunStats:
     tick_time: TickTime | None
     feeds: int = 0
     """Ticks in which tokens entered: one each in a chain, a burst each in EESD."""
+    nodes: int = 0
+    """Tokens that entered in them, guesses included."""
 
     @property
     def tokens_per_feed(self) -> float | None:
         """Tokens after the first, which the prompt gave, over ``feeds``."""
         return (self.tokens - 1) / self.feeds if self.feeds else None
+
+    @property
+    def nodes_per_feed(self) -> float | None:
+        """``nodes`` over ``feeds``: 1 in a chain, up to the width in a tree."""
+        return self.nodes / self.feeds if self.feeds else None
 
     @property
     def stage_busy_fraction(self) -> float | None:
@@ -131,6 +140,7 @@ class StatsBuilder:
         self._run = 0
         self._drafted: set[int] = set()
         self._feeds: set[int] = set()
+        self._nodes = 0
         self._leaders: set[int] = set()
         self._void_drafts: set[int] = set()
         self._flushes = 0
@@ -155,6 +165,8 @@ class StatsBuilder:
                 self._commit(event)
             case Flushed():
                 self._flushes += 1
+                self._void_drafts.update(self._drafted.intersection(event.void))
+            case Pruned():
                 self._void_drafts.update(self._drafted.intersection(event.void))
             case Ticked():
                 self._ticked.append(event)
@@ -191,6 +203,7 @@ class StatsBuilder:
             stage_seconds=self._stage_seconds(),
             tick_time=self._tick_time(now.ticks),
             feeds=len(self._feeds),
+            nodes=self._nodes,
         )
 
     def _enter(self, event: Entered) -> None:
@@ -200,6 +213,7 @@ class StatsBuilder:
             if self._last_commit is None:
                 self._last_chunk = event.tick
             return
+        self._nodes += 1
         if event.tick not in self._feeds:  # nodes of one tick share their stages' times
             self._feeds.add(event.tick)
             self._leaders.add(event.serial)

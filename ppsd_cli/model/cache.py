@@ -17,19 +17,27 @@ class Rows:
 
     ``positions`` [W] for the rotary embedding, ``slots`` [W] for the cache, ``length``: slots
     that may be seen. Without ``tree_mask`` the rows are a chain: slot = position, consecutive,
-    and row i sees the slots up to its own. ``tree_mask`` [W, length] says otherwise.
+    and row i sees the slots up to its own. ``tree_mask`` [W, length] says otherwise; then
+    ``slot_positions`` [length] are the positions of what lies in the slots, for sliding windows,
+    and ``ancestors`` [W, L] the slots of the rows behind each, from itself on, for draft heads.
     """
 
     positions: Tensor
     slots: Tensor
     length: int
     tree_mask: Tensor | None = None
+    slot_positions: Tensor | None = None
+    ancestors: Tensor | None = None
 
     @classmethod
     def chain(cls, start: int, count: int, device: torch.device | str = "cpu") -> "Rows":
         """``count`` consecutive tokens from position ``start`` on."""
         positions = torch.arange(start, start + count, device=device)
         return cls(positions, positions, start + count)
+
+    def behind(self, lag: int) -> Tensor:
+        """Slots [W] of the tokens ``lag`` positions before each row; negative before the start."""
+        return self.positions - lag if self.ancestors is None else self.ancestors[:, lag]
 
 
 class LayerCache:
@@ -62,7 +70,10 @@ def visible(rows: Rows, window: int | None) -> tuple[int, Tensor | None]:
     """
     count = rows.positions.shape[0]
     if rows.tree_mask is not None:
-        return 0, rows.tree_mask
+        if window is None or rows.slot_positions is None:
+            return 0, rows.tree_mask
+        near = rows.positions[:, None] - rows.slot_positions[None, :] < window
+        return 0, rows.tree_mask & near
     first = 0 if window is None else max(0, rows.length - count - window + 1)
     if count == 1:
         return first, None

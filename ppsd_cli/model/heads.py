@@ -15,6 +15,7 @@ Shapes: W rows, H hidden, N query heads, M key/value heads, D head dimension, T 
 V' draft vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,9 +81,10 @@ class HeadWeights:
 class DraftHead:
     """A head with its caches and its memory of tapped states.
 
-    Tapped states live in rings indexed by position, because a query after a flush needs states
-    that a void query has already used. ``ring`` is their length in positions: at least
-    ``stages`` prompt chunks plus twice the number of stages, and two bursts (``core.plan``).
+    Tapped states live in rings indexed by slot, because a query after a flush needs states that a
+    void query has already used. In a chain a slot is a position, and ``ring`` at least ``stages``
+    prompt chunks plus twice the number of stages, and two bursts (``core.plan``); in a tree it is
+    the number of slots.
     """
 
     def __init__(self, spec: ModelSpec, weights: HeadWeights, *, slots: int, ring: int) -> None:
@@ -120,7 +122,7 @@ class DraftHead:
 
     @property
     def states(self) -> Tensor:
-        """Tapped states [K, ring, H] by position modulo the ring."""
+        """Tapped states [K, ring, H] by slot modulo the ring."""
         return self._states
 
     @property
@@ -133,30 +135,38 @@ class DraftHead:
         """Rotary cosines and signed sines [S, D]."""
         return self._cos, self._sin
 
-    def observe(self, depth: int, start: int, states: Tensor) -> None:
-        """Remember the states [W, H] after ``depth`` layers for positions from ``start`` on."""
+    def observe(self, depth: int, where: int | Sequence[int], states: Tensor) -> None:
+        """Remember the states [W, H] after ``depth`` layers of the tokens in these slots.
+
+        ``where``: the slot of each row, or that of the first of consecutive ones.
+        """
+        if isinstance(where, int):
+            where = range(where, where + states.shape[0])
+        slots = torch.tensor(where, device=states.device) % self._ring
         for index, tap in enumerate(self.taps):
             if tap.depth == depth:
-                where = torch.arange(start, start + states.shape[0], device=states.device)
-                self._states[index, where % self._ring] = states.to(self._states.device)
+                self._states[index, slots] = states.to(self._states.device)
 
     def prefill(self, start: int, count: int) -> None:
         """Fill the caches for ``count`` prompt positions whose taps have all been observed."""
         if self.weights.blocks:
-            self._run(start, count)
+            self._run(Rows.chain(start, count, self._states.device))
 
     def draft_logits(self, position: int, *, rows: int = 1) -> Tensor:
         """Logits [1, V'] of the token after ``position``, the newest one at the exit layer.
 
         ``rows``: positions up to it whose keys are new or to be replaced, itself included.
         """
-        hidden = self._run(position - rows + 1, rows)
+        hidden = self._run(Rows.chain(position - rows + 1, rows, self._states.device))
         return self.weights.output.logits(hidden[-1:])
 
-    def _run(self, start: int, count: int) -> Tensor:
-        """States [W, H] before the output norm, for ``count`` consecutive positions."""
-        rows = Rows.chain(start, count, self._states.device)
-        hidden = self._tapped(0, rows.positions)
+    def branch_logits(self, rows: Rows) -> Tensor:
+        """Logits [W, V'] of the tokens behind nodes of a tree, each with its own ancestors."""
+        return self.weights.output.logits(self._run(rows))
+
+    def _run(self, rows: Rows) -> Tensor:
+        """States [W, H] before the output norm."""
+        hidden = self._tapped(0, rows.slots)
         for mlp in self.weights.mlps:
             hidden = gated_mlp(hidden, mlp, self._shape.rms_eps)
         for index, block in enumerate(self.weights.blocks):
@@ -165,10 +175,10 @@ class DraftHead:
             hidden = step(hidden, block, self._caches[index], rows)
         return hidden
 
-    def _tapped(self, index: int, positions: Tensor) -> Tensor:
-        """States [W, H] of tap ``index`` at its ring's positions (zeros before the start)."""
-        states = self._states[index, positions.clamp(min=0) % self._ring]
-        return torch.where((positions >= 0)[:, None], states, 0) if index else states
+    def _tapped(self, index: int, slots: Tensor) -> Tensor:
+        """States [W, H] of tap ``index`` in the slots [W] (zeros before the start)."""
+        states = self._states[index, slots.clamp(min=0) % self._ring]
+        return torch.where((slots >= 0)[:, None], states, 0) if index else states
 
     def _tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         positions = positions.clamp(min=0)
@@ -193,7 +203,7 @@ class DraftHead:
         for index in range(1, last + 1):
             behind = rows.positions - index
             state = rms_norm(
-                self._tapped(index, behind), deep.norms[index - 1], self._shape.rms_eps
+                self._tapped(index, rows.behind(index)), deep.norms[index - 1], self._shape.rms_eps
             )
             hidden = hidden + state @ deep.fuse[index - 1]
             if index < last:
@@ -211,14 +221,15 @@ class DraftHead:
         deep = self.weights.deep
         assert deep is not None
         last = len(self.taps) - 1
-        positions = rows.positions - last
-        positions = positions[positions >= 0]
+        positions, slots = rows.positions - last, rows.behind(last)
+        known = positions >= 0
+        positions, slots = positions[known], slots[known]
         if not len(positions):
             return
-        state = self._tapped(last, positions)
+        state = self._tapped(last, slots)
         state = rms_norm(state, deep.norms[last - 1], self._shape.rms_eps)
         k, v = tap_keys(state, last, w, deep, self._shape, self._tables(positions))
-        cache.write(k, v, positions)
+        cache.write(k, v, slots)
 
 
 def gated_mlp(x: Tensor, w: MlpWeights, eps: float) -> Tensor:
@@ -255,12 +266,11 @@ def attend_lagged(
     w, n, d = q.shape
     lags, m = near_k.shape[1], near_k.shape[2]
     grouped = q.reshape(w, m, n // m, d)
-    far = max(rows.length - lags, 0)
+    hide_far = _hidden_far(rows, lags)
+    far = hide_far.shape[1]
     keys, values = cache.keys[:, :far], cache.values[:, :far]
     scores_far = torch.einsum("wmgd,mtd->wmgt", grouped, keys)
     scores_near = torch.einsum("wmgd,wlmd->wmgl", grouped, near_k)
-    slots = torch.arange(far, device=q.device)
-    hide_far = slots[None, :] > rows.positions[:, None] - lags
     hide_near = torch.arange(lags, device=q.device)[None, :] > rows.positions[:, None]
     hide = torch.cat([hide_far, hide_near], dim=-1)[:, None, None]
     scores = torch.cat([scores_far, scores_near], dim=-1) * d**-0.5
@@ -268,3 +278,16 @@ def attend_lagged(
     out = torch.einsum("wmgt,mtd->wmgd", weights[..., :far], values)
     out = out + torch.einsum("wmgl,wlmd->wmgd", weights[..., far:], near_v)
     return out.reshape(w, n * d)
+
+
+def _hidden_far(rows: Rows, lags: int) -> Tensor:
+    """Which slots [W, T] a row does not see at full depth: other branches, and its near ones."""
+    if rows.tree_mask is None:
+        slots = torch.arange(max(rows.length - lags, 0), device=rows.positions.device)
+        return slots[None, :] > rows.positions[:, None] - lags
+    hide = ~rows.tree_mask
+    for lag in range(lags):
+        near = rows.behind(lag)
+        some = near >= 0
+        hide[some, near[some]] = True
+    return hide

@@ -25,13 +25,18 @@ from ppsd_cli.runtime.torchrun import is_torchrun, joined_runner
 class Drafting:
     """How an answer is drafted: not at all, by the head, or by given tokens (for measurements).
 
-    ``draft_length``: guesses before all are verified at once (EESD); 0 is the chain.
+    ``draft_length``: guesses before all are verified at once (EESD); 0 is the chain, or with
+    ``width`` above 1 the tree, whose other settings are those of ``core.plan.Request``.
     """
 
     on: bool
     forced: tuple[int, ...] | None = None
     keep_logits: bool = False
     draft_length: int = 0
+    width: int = 1
+    tree_scale: float = 1.0
+    forced_ranks: tuple[int, ...] | None = None
+    rank_scores: tuple[float, ...] = ()
 
 
 class Engine:
@@ -44,6 +49,7 @@ class Engine:
         self, prompt: tuple[int, ...], *, sampling: Sampling, limits: Limits, drafting: Drafting
     ) -> Iterator[Event]:
         """Events of one answer. Closing the iterator ends it early."""
+        assert drafting.width <= self.config.width, "the stages were made for narrower trees"
         torch.set_num_threads(self.config.threads)  # torch keeps it per calling thread
         request = Request(
             sampling=sampling,
@@ -53,6 +59,10 @@ class Engine:
             prompt_tokens=len(prompt),
             keep_logits=drafting.keep_logits,
             draft_length=drafting.draft_length if drafting.on else 0,
+            width=drafting.width if drafting.on else 1,
+            tree_scale=drafting.tree_scale,
+            forced_ranks=drafting.forced_ranks,
+            rank_scores=drafting.rank_scores,
         )
         schedule = Schedule(
             prompt,
@@ -85,17 +95,35 @@ def open_engine(config: PipelineConfig, *, processes: bool, port: int | None = N
         return Engine(config, joined_runner(config))
     if processes:
         return Engine(config, spawn_runner(config, port=port))
-    if on_one_gpu(config.devices) and kernels_fit(spec_of(config.folder).head_dim):
+    if has_graphs(config):
         from ppsd_cli.runtime.cuda.build import load_graph_runner  # Triton, where there is a GPU
 
         return Engine(config, load_graph_runner(config))
     return Engine(config, local_runner(config))
 
 
+def check_engine(config: PipelineConfig) -> None:
+    """ConfigError for what the engine of these devices does not serve yet."""
+    if config.width > 1 and has_graphs(config):
+        raise ConfigError(
+            f"--width {config.width}: trees do not run on the CUDA engine yet; "
+            "use --width 1, or --devices cpu"
+        )
+
+
+def has_graphs(config: PipelineConfig) -> bool:
+    """Whether the graph runner serves these devices and this model."""
+    return on_gpus(config.devices) and kernels_fit(spec_of(config.folder).head_dim)
+
+
+def on_gpus(devices: tuple[str, ...]) -> bool:
+    """Whether all stages are on GPUs, with Triton installed."""
+    return all(name.startswith("cuda") for name in devices) and find_spec("triton") is not None
+
+
 def on_one_gpu(devices: tuple[str, ...]) -> bool:
-    """Whether the graph runner serves these devices: one GPU, with Triton installed."""
-    same = len({torch.device(name) for name in devices}) == 1
-    return same and devices[0].startswith("cuda") and find_spec("triton") is not None
+    """Whether all stages share a GPU under the graph runner, and so go in step."""
+    return len({torch.device(name) for name in devices}) == 1 and on_gpus(devices)
 
 
 def kernels_fit(head_dim: int) -> bool:

@@ -17,7 +17,9 @@ class Frame:
 
     The rows are consecutive positions from ``position`` on: a prompt chunk (one node), or tokens
     (a node each, ``serial`` is the first one's). The last stage chooses the tokens after the last
-    ``wanted`` rows. ``request`` comes with the first chunk of a prompt and holds until the next.
+    ``wanted`` rows. ``tree``: the rows are instead the nodes of one level, all for ``position``,
+    with slot and parent's slot of each. ``request`` comes with the first chunk of a prompt and
+    holds until the next.
     """
 
     serial: int
@@ -26,6 +28,7 @@ class Frame:
     hidden: Tensor
     spans: tuple[Span, ...]
     request: Request | None = None
+    tree: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,16 +4,15 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
-from ppsd_cli.core.chain import Chain
-from ppsd_cli.core.choose import choose
 from ppsd_cli.core.events import Span, Ticked
 from ppsd_cli.core.plan import Bubble, Burst, Node, Plan, Prompt, Request, Target, TickResult
-from ppsd_cli.errors import StageError
+from ppsd_cli.core.tree import Tree
 from ppsd_cli.model.heads import DraftHead
+from ppsd_cli.runtime.drafting import Drafter
 from ppsd_cli.runtime.frames import Frame, Return
 from ppsd_cli.runtime.worker import StageWorker
 
@@ -32,24 +31,23 @@ class Link(Protocol):
 
 
 class Front:
-    """Runs ticks of stage 0 from plans. The accept rule itself is ``core.chain``."""
+    """Runs ticks of stage 0 from plans. The accept rule itself is ``core.tree``."""
 
     def __init__(
         self, worker: StageWorker, head: DraftHead | None, link: Link, *, returning: tuple[int, ...]
     ) -> None:
         """``returning``: the stages after 0 that send returns, in order; the last stage is one."""
-        self._worker, self._head, self._link = worker, head, link
+        self._worker, self._link = worker, link
+        self._drafter = Drafter(head, worker.branches)
         self._returning = returning
         self._stages = returning[-1] + 1 if returning else 1
-        self._chain = Chain()
+        self._tree = Tree()
         self._request: Request | None = None
         self._tick = 0
         self._serial = 0
         self._sent: deque[tuple[int, tuple[Node, ...]]] = deque()
-        self._draft_logits: list[Any] = []
         self._draft_seconds = 0.0
         self._own: Return | None = None
-        self._head_next = 0  # first position whose row in the head is not as it should stay
         taps = () if head is None else head.taps
         self._late_depths = {tap.depth for tap in taps} - worker.stage.tap_depths
 
@@ -60,11 +58,11 @@ class Front:
         self._link.advance()
         targets = self._boundary()
         received = perf_counter()
-        self._draft_logits, self._draft_seconds = [], 0.0
+        self._drafter.logits, self._draft_seconds = [], 0.0
         entered = self._enter(plan)
         clock = Ticked(self._tick, begin, received, received + self._draft_seconds, perf_counter())
         self._tick += 1
-        return TickResult(clock, targets, entered, tuple(self._draft_logits))
+        return TickResult(clock, targets, entered, tuple(self._drafter.logits))
 
     def _boundary(self) -> tuple[Target, ...]:
         """Take in what the stages finished in the last tick; the targets that are due.
@@ -78,7 +76,7 @@ class Front:
                 back = self._link.receive(stage) if stage else self._own
                 assert back is not None
                 assert back.serial == nodes[0].serial, "a return is out of order"
-                self._observe(back)
+                self._observe(nodes, back)
                 if stage == self._stages - 1:
                     targets = self._settle(nodes, back)
         while self._sent and self._sent[0][0] <= self._tick - self._stages:
@@ -88,24 +86,23 @@ class Front:
     def _fed_at(self, tick: int) -> tuple[Node, ...]:
         return next((nodes for at, nodes in self._sent if at == tick), ())
 
-    def _observe(self, back: Return) -> None:
-        if self._head is not None:
-            for depth, states in back.taps.items():
-                self._head.observe(depth, back.position, states)
+    def _observe(self, nodes: Sequence[Node], back: Return) -> None:
+        slots = [node.slot for node in nodes if node.slot is not None]
+        for depth, states in back.taps.items():
+            self._drafter.observe(depth, slots if len(slots) > 1 else slots[0], states)
 
     def _settle(self, nodes: tuple[Node, ...], back: Return) -> tuple[Target, ...]:
         """Targets of nodes that the last stage has finished, judged in their order."""
         first = nodes[0]
-        if self._head is not None and first.token_id is None:
-            self._head.prefill(first.position, first.tokens)
-            self._head_next = first.position + first.tokens
+        if first.token_id is None:
+            self._drafter.prefill(first.position, first.tokens)
         if not back.token_ids:
             return (Target(first.serial, None, back.spans),)
         assert len(back.token_ids) == len(nodes), "a node has no target"
         logits = [None] * len(nodes) if back.logits is None else back.logits.unbind()
         targets = []
         for node, token_id, row in zip(nodes, back.token_ids, logits, strict=True):
-            self._chain.verify(node.serial, token_id)
+            self._tree.verify(node.serial, token_id)
             targets.append(Target(node.serial, token_id, back.spans, row))
         return tuple(targets)
 
@@ -114,19 +111,19 @@ class Front:
         if isinstance(plan, Bubble):
             return ()
         if isinstance(plan, Prompt):
-            rows = [self._feed(self._prompt_node(plan), plan.token_ids, plan.request)]
+            rows = [self._feed((self._prompt_node(plan),), plan.token_ids, plan.request)]
         elif isinstance(plan, Burst):
             rows = self._burst(plan.draft_length)
         else:
-            node = self._token_node()
-            rows = [] if node is None else [self._feed(node, (node.token_id,))]
+            level = self._level()
+            rows = [self._feed(level, [node.token_id for node in level])] if level else []
         if not rows:
             return ()
         frame, self._own = join_rows(rows)
         if self._stages > 1:
             self._link.send(frame)  # first: stage 1 may be waiting for it
         self._take_in(rows[-1])
-        nodes = tuple(row.node for row in rows)
+        nodes = tuple(node for row in rows for node in row.nodes)
         self._sent.append((self._tick, nodes))
         return nodes
 
@@ -138,96 +135,124 @@ class Front:
         replace it when they return, and the head's rows that used it are run again.
         """
         rows: list[FedRow] = []
-        for _ in range(1 + draft_length):
+        assert self._request is not None
+        room = self._request.feed_limit - self._tree.next_position()
+        for _ in range(min(1 + draft_length, room)):
             if rows:
                 self._take_in(rows[-1])
                 self._stand_in(rows[-1])
-            node = self._token_node()
-            if node is None:
-                break
-            assert node.drafted == bool(rows), "a burst begins with the token that is due"
-            rows.append(self._feed(node, (node.token_id,)))
+            level = self._level()
+            assert level[0].drafted == bool(rows), "a burst begins with the token that is due"
+            rows.append(self._feed(level, (level[0].token_id,)))
         if rows and self._late_depths:
-            self._head_next = min(self._head_next, rows[0].node.position + 1)
+            self._drafter.run_again_from(rows[0].nodes[0].position + 1)
         return rows
 
     def _stand_in(self, row: "FedRow") -> None:
         """The exit state for the tapped depths that this row has not reached."""
-        assert self._head is not None
+        head = self._drafter.head
+        assert head is not None
         for depth in self._late_depths:
-            state = row.back.taps[self._head.taps[0].depth]
-            self._head.observe(depth, row.node.position, state)
+            state = row.back.taps[head.taps[0].depth]
+            self._drafter.observe(depth, row.nodes[0].position, state)
 
-    def _token_node(self) -> Node | None:
-        """The node of the token that is due, or else of a guess; None at the feed limit."""
+    def _level(self) -> tuple[Node, ...]:
+        """The node of the token that is due, or else those of guesses; none at the feed limit."""
         assert self._request is not None
-        position, due = self._chain.next_position(), self._chain.due
+        position, due = self._tree.next_position(), self._tree.due
         if position >= self._request.feed_limit:
-            return None
+            return ()
+        if due is not None:
+            return self._number([Node(0, position, due[1], 1, drafted=False, final=True)])
         begin = perf_counter()
-        token_id = self._draft(position) if due is None else due[1]
+        guesses = self._guesses(position)
         self._draft_seconds += perf_counter() - begin
-        return self._number(Node(0, position, token_id, 1, drafted=due is None, final=True))
+        return self._number(guesses)
+
+    def _guesses(self, position: int) -> list[Node]:
+        """The best guesses for ``position``: one in a chain, up to ``width`` in a tree."""
+        assert self._request is not None
+        if self._request.width == 1:
+            token_id = self._drafter.guess(position)
+            return [Node(0, position, token_id, 1, drafted=True, final=True)]
+        return [
+            Node(
+                0,
+                position,
+                child.token_id,
+                1,
+                drafted=True,
+                final=True,
+                parent=child.parent.serial,
+                score=child.score,
+            )
+            for child in self._drafter.children(self._tree.leaves, position)
+        ]
 
     def _prompt_node(self, plan: Prompt) -> Node:
         if plan.request is not None:
             self._request = plan.request
-            self._chain.clear()
+            self._tree.clear()
+            self._drafter.begin(plan.request)
         count = len(plan.token_ids)
-        return self._number(Node(0, plan.start, None, count, drafted=False, final=plan.last))
+        node = Node(0, plan.start, None, count, drafted=False, final=plan.last)
+        return self._number([node])[0]
 
-    def _number(self, node: Node) -> Node:
-        """The node with the next serial number."""
-        self._serial += 1
-        return replace(node, serial=self._serial - 1)
-
-    def _draft(self, position: int) -> int:
-        """Stage 0's guess for ``position``."""
-        request = self._request
-        assert request is not None
-        assert self._head is not None, "drafting without a head"
-        first = min(self._head_next, position - 1)
-        logits = self._head.draft_logits(position - 1, rows=position - first)
-        self._head_next = position
-        where = torch.tensor([position], device=logits.device)
-        try:
-            chosen = choose(logits, request.sampling, where, token_ids=self._head.token_ids)
-        except ValueError as error:
-            raise StageError(f"stage 0: draft {error} at position {position}") from error
-        if request.keep_logits:
-            self._draft_logits.append(logits[0].float().cpu())
-        if request.forced_drafts is not None:
-            index = position - request.prompt_tokens
-            if index < len(request.forced_drafts):
-                return request.forced_drafts[index]
-        return int(chosen[0])
+    def _number(self, nodes: Sequence[Node]) -> tuple[Node, ...]:
+        """The nodes with the next serial numbers and the lowest free slots."""
+        first, self._serial = self._serial, self._serial + len(nodes)
+        slots = self._tree.slots.lowest(len(nodes))
+        return tuple(
+            replace(node, serial=first + index, slot=slots[index])
+            for index, node in enumerate(nodes)
+        )
 
     def _feed(
-        self, node: Node, token_ids: Sequence[int | None], request: Request | None = None
+        self,
+        nodes: tuple[Node, ...],
+        token_ids: Sequence[int | None],
+        request: Request | None = None,
     ) -> "FedRow":
-        """Embed a node's tokens and run stage 0's layers on them."""
-        stage = self._worker.stage
+        """Embed the tokens of a chunk or level and run stage 0's layers on them."""
+        stage, first = self._worker.stage, nodes[0]
         hidden = stage.embed(torch.tensor(token_ids, device=stage.device))
-        frame = Frame(node.serial, node.position, int(node.final), hidden, (), request)
-        return FedRow(node, *self._worker.process(frame))
+        wanted = len(nodes) if first.final else 0
+        tree = self._places(nodes)
+        frame = Frame(first.serial, first.position, wanted, hidden, (), request, tree)
+        return FedRow(nodes, *self._worker.process(frame))
+
+    def _places(self, nodes: Sequence[Node]) -> tuple[tuple[int, int], ...]:
+        """Slot and parent's slot of each node of a tree; nothing for a prompt or a chain."""
+        assert self._request is not None
+        if self._request.width == 1 or nodes[0].token_id is None:
+            return ()
+        above = {node.serial: node for node in (*self._tree.live, self._tree.tip) if node}
+        places = []
+        for node in nodes:
+            parent = self._tree.tip if node.parent is None else above[node.parent]
+            assert parent is not None
+            assert node.slot is not None
+            places.append((node.slot, parent.last_slot))
+        return tuple(places)
 
     def _take_in(self, row: "FedRow") -> None:
-        """A node went through stage 0: its states are known, and it is the newest."""
-        self._observe(row.back)
-        self._chain.enter(row.node)
+        """Nodes went through stage 0: their states are known, and they are the newest."""
+        self._observe(row.nodes, row.back)
+        for node in row.nodes:
+            self._tree.enter(node)
 
 
 @dataclass(frozen=True, slots=True)
 class FedRow:
-    """A node that went through stage 0, what leaves for stage 1, and what stage 0 keeps."""
+    """Nodes that went through stage 0 at once, what leaves for stage 1, and what stage 0 keeps."""
 
-    node: Node
+    nodes: tuple[Node, ...]
     ahead: Frame
     back: Return
 
 
 def join_rows(rows: Sequence[FedRow]) -> tuple[Frame, Return]:
-    """One frame and one return for the nodes of a tick, which have consecutive positions."""
+    """One frame and one return for a tick; several rows have consecutive positions (a burst)."""
     frame, back = rows[0].ahead, rows[0].back
     if len(rows) == 1:
         return frame, back

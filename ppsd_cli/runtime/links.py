@@ -152,4 +152,5 @@ def serve(config: PipelineConfig, worker: StageWorker) -> None:
 
 
 def _row_format(config: PipelineConfig, worker: StageWorker) -> RowFormat:
-    return RowFormat(worker.stage.spec.hidden, worker.stage.dtype, config.stages)
+    hidden, dtype = worker.stage.spec.hidden, worker.stage.dtype
+    return RowFormat(hidden, dtype, config.stages, most=config.width)

@@ -16,7 +16,7 @@ _NONE = -1
 _CLOCK = struct.Struct("<q4d3q")
 _TARGET = struct.Struct("<4q")
 _SPAN = struct.Struct("<q2d")
-_NODE = struct.Struct("<6q")
+_NODE = struct.Struct("<8qd")
 _SIZE = struct.Struct("<q")
 
 
@@ -58,14 +58,15 @@ def pack_result(result: TickResult) -> list[bytes]:
     parts = [_CLOCK.pack(clock.tick, *times, *counts)]
     for target in targets:
         logits = _raw(target.logits)
-        token = _NONE if target.token_id is None else target.token_id
+        token = _code(target.token_id)
         parts.append(_TARGET.pack(target.serial, token, len(target.spans), len(logits)))
         parts += [_SPAN.pack(s.stage, s.begin, s.end) for s in target.spans]
         parts.append(logits)
     for node in nodes:
-        token = _NONE if node.token_id is None else node.token_id
+        token = _code(node.token_id)
         flags = (int(node.drafted), int(node.final))
-        parts.append(_NODE.pack(node.serial, node.position, token, node.tokens, *flags))
+        place = (_code(node.parent), _code(node.slot), node.score)
+        parts.append(_NODE.pack(node.serial, node.position, token, node.tokens, *flags, *place))
     for drafted in result.draft_logits:
         logits = _raw(drafted)
         parts += [_SIZE.pack(len(logits)), logits]
@@ -110,13 +111,27 @@ def _target(reader: _Reader) -> Target:
     return Target(serial, _id(token), stamps, reader.logits(logits))
 
 
-def _node(*fields: int) -> Node:
-    serial, position, token, tokens, drafted, final = fields
-    return Node(serial, position, _id(token), tokens, bool(drafted), bool(final))
+def _node(*fields: Any) -> Node:
+    serial, position, token, tokens, drafted, final, parent, slot, score = fields
+    return Node(
+        serial,
+        position,
+        _id(token),
+        tokens,
+        bool(drafted),
+        bool(final),
+        parent=_id(parent),
+        slot=_id(slot),
+        score=score,
+    )
 
 
-def _id(token: int) -> int | None:
-    return None if token == _NONE else token
+def _id(number: int) -> int | None:
+    return None if number == _NONE else number
+
+
+def _code(number: int | None) -> int:
+    return _NONE if number is None else number
 
 
 def _raw(logits: Tensor | None) -> bytes:

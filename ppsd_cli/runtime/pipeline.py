@@ -8,6 +8,7 @@ import torch
 
 from ppsd_cli.core.plan import MAX_DRAFT_LENGTH
 from ppsd_cli.errors import ConfigError
+from ppsd_cli.model.branches import Branches
 from ppsd_cli.model.head_files import HeadInfo, check_fit, raw_exit, read_head, read_info
 from ppsd_cli.model.heads import DraftHead, HeadWeights, Tap
 from ppsd_cli.model.load import Loader
@@ -33,7 +34,7 @@ class PipelineConfig:
     ``split``: layers of each stage. ``devices``: one for each stage. ``slots``: context in
     tokens. ``chunk``: prompt tokens per prefill tick. ``folder``: a place as ``model.places``
     reads it. ``head``: a folder, ``raw``, one of ``RANDOM_HEADS``, or None. ``threads``: torch
-    threads of each stage.
+    threads of each stage. ``width``: guesses per tick at most (a tree where it is above 1).
     """
 
     folder: str
@@ -46,6 +47,12 @@ class PipelineConfig:
     head: str | None = None
     draft_vocab: int | None = None
     threads: int = 1
+    width: int = 1
+
+    @property
+    def cache_slots(self) -> int:
+        """Slots of the caches: the context, and in trees the nodes in flight beside it."""
+        return self.slots + (self.stages * self.width if self.width > 1 else 0)
 
     @property
     def stages(self) -> int:
@@ -100,9 +107,13 @@ def _depths_within(taps: tuple[Tap, ...], part: StageRange) -> frozenset[int]:
 def load_worker(config: PipelineConfig, stage: int) -> StageWorker:
     """One stage with its weights and caches."""
     loader = _loader(config, stage)
-    loaded = Stage.load(loader, config.part(stage), slots=config.slots)
+    loaded = Stage.load(loader, config.part(stage), slots=config.cache_slots)
     loaded.tap_depths = tap_depths(config, stage)
-    return StageWorker(stage, loaded)
+    branches = None
+    if config.width > 1:
+        keep = config.stages + 1
+        branches = Branches(config.cache_slots, keep=keep, device=loaded.device)
+    return StageWorker(stage, loaded, branches)
 
 
 def load_head(config: PipelineConfig, first: Stage) -> DraftHead | None:
@@ -116,13 +127,20 @@ def load_head(config: PipelineConfig, first: Stage) -> DraftHead | None:
     assert matrix is not None
     weights = _head_weights(config, loader, matrix)
     ring = (config.stages + 1) * config.chunk + 2 * (config.stages + MAX_DRAFT_LENGTH)
-    return DraftHead(loader.spec, weights, slots=config.slots, ring=ring)
+    if config.width > 1:
+        ring = config.cache_slots
+    return DraftHead(loader.spec, weights, slots=config.cache_slots, ring=ring)
 
 
 def local_runner(config: PipelineConfig) -> LocalRunner:
     """All stages in this process."""
     if config.dtype not in ("float32", "bfloat16", "float16"):
         raise ConfigError(f"--dtype {config.dtype}: choose float32, bfloat16 or float16")
+    return assembled(config)
+
+
+def assembled(config: PipelineConfig) -> LocalRunner:
+    """All stages in this process, in any number format of torch."""
     workers = [load_worker(config, s) for s in range(config.stages)]
     head = load_head(config, workers[0].stage)
     front = Front(workers[0], head, LocalLink(workers[1:]), returning=returning_stages(config))

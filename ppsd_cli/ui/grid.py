@@ -10,6 +10,7 @@ from ppsd_cli.core.occupancy import Cell, Occupancy
 
 _STYLES = {Cell.USEFUL: "green", Cell.VOID: "red", Cell.BUBBLE: "dim", Cell.PROMPT: "cyan"}
 _MAX_TICKS = 512
+_MAX_BRANCHES = 8
 _WIDE = 60
 
 
@@ -45,10 +46,15 @@ def cell_text(cell: Cell, glyphs: Glyphs) -> Text:
 
 
 class Grid:
-    """Last ticks of all stages; ``layers`` is ``(first, end)`` of each stage, ``end`` excluded."""
+    """Last ticks of all stages; ``layers`` is ``(first, end)`` of each stage, ``end`` excluded.
 
-    def __init__(self, layers: tuple[tuple[int, int], ...]) -> None:
+    With ``width`` above 1 a line for each branch follows: what became of the node that entered in
+    that tick as the best of its level, as the second best, and so on.
+    """
+
+    def __init__(self, layers: tuple[tuple[int, int], ...], *, width: int = 1) -> None:
         self._layers = layers
+        self._branches = min(width, _MAX_BRANCHES) if width > 1 else 0
         self._occupancy = Occupancy()
 
     def add(self, event: Event) -> None:
@@ -67,7 +73,11 @@ class Grid:
         ticks = self.window(width)
         if not ticks:
             return []
-        return [self._row(stage, label, ticks, glyphs) for stage, label in enumerate(labels)]
+        stages = range(len(self._layers))
+        cells = [[self._occupancy.cell(stage, tick) for tick in ticks] for stage in stages]
+        for place in range(self._branches):
+            cells.append([self._occupancy.branch(place, tick) for tick in ticks])
+        return [_row(label, states, glyphs) for label, states in zip(labels, cells, strict=True)]
 
     def window(self, width: int) -> range:
         """Return the ticks that ``rows`` shows."""
@@ -90,10 +100,13 @@ class Grid:
         labels = [
             form.format(stage, first, end - 1) for stage, (first, end) in enumerate(self._layers)
         ]
+        short = "branch {0} " if width >= _WIDE else "b{0} "
+        labels += [short.format(place + 1) for place in range(self._branches)]
         return [label.ljust(max(map(len, labels))) for label in labels]
 
-    def _row(self, stage: int, label: str, ticks: range, glyphs: Glyphs) -> Text:
-        row = Text(label, no_wrap=True, overflow="crop")
-        for cell, same in groupby(self._occupancy.cell(stage, tick) for tick in ticks):
-            row.append(glyphs.of(cell) * len(list(same)), style=_STYLES[cell])
-        return row
+
+def _row(label: str, cells: list[Cell], glyphs: Glyphs) -> Text:
+    row = Text(label, no_wrap=True, overflow="crop")
+    for cell, same in groupby(cells):
+        row.append(glyphs.of(cell) * len(list(same)), style=_STYLES[cell])
+    return row

@@ -34,10 +34,13 @@ class LiveView:
         layers: Layers,
         clock: Callable[[], float],
         drafting: bool = True,
+        width: int = 1,
     ) -> None:
         self._console = console
         self._clock = clock
-        self._timeline = Timeline(console, layers=layers, clock=clock, drafting=drafting)
+        self._timeline = Timeline(
+            console, layers=layers, clock=clock, drafting=drafting, width=width
+        )
         self._drawn = float("-inf")
         self._live = Live(
             console=console,
@@ -85,9 +88,12 @@ class PlainLines:
         layers: Layers,
         clock: Callable[[], float],
         drafting: bool = True,
+        width: int = 1,
     ) -> None:
         self._console = console
-        self._timeline = Timeline(console, layers=layers, clock=clock, drafting=drafting)
+        self._timeline = Timeline(
+            console, layers=layers, clock=clock, drafting=drafting, width=width
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -19,10 +19,12 @@ def timeline_svg(
     layers: Layers,
     width: int = 100,
     title: str = "ppsd generate",
+    tree_width: int = 1,
 ) -> str:
     """Draw a run from its ``(event, text)`` pairs; return SVG that refers to no other file.
 
-    Time is that of the ``Ticked`` events, so the same events give the same picture.
+    ``tree_width``: guesses per tick, a line each. Time is that of the ``Ticked`` events, so the
+    same events give the same picture.
     """
     console = Console(
         record=True,
@@ -34,7 +36,7 @@ def timeline_svg(
         legacy_windows=False,
     )
     now = 0.0
-    with PlainLines(console, layers=layers, clock=lambda: now) as view:
+    with PlainLines(console, layers=layers, clock=lambda: now, width=tree_width) as view:
         for event, text in events:
             if isinstance(event, Ticked):
                 now = event.end

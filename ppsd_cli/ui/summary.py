@@ -67,12 +67,14 @@ def final_line(
     decoder: str,
     tokens_per_second: float | None,
     ar_seconds_per_token: float | None = None,
+    width: int = 1,
 ) -> str:
     """Say in one line what the speculation of this run brought, also when it brought nothing.
 
     ``tokens_per_second`` is that of decoding. ``ar_seconds_per_token`` is plain decoding over the
     same stages, where it was measured; otherwise it is estimated as the sum of the stages' median
-    times for one token, and the line says so; bursts (EESD) allow no such estimate.
+    times for one token, and the line says so; bursts (EESD) and trees (``width`` above 1) allow no
+    such estimate.
     """
     rate = "" if tokens_per_second is None else f"{tokens_per_second:.1f} tokens/s"
     if decoder == "ar":
@@ -82,13 +84,15 @@ def final_line(
     burst = decoder == "eesd"
     name = "draft, then verify (EESD)" if burst else "speculation"
     parts = [f"{name}: {stats.acceptance_rate:.0%} of guesses right"]
+    if width > 1:
+        parts = [f"tree of width {width}: {stats.acceptance_rate:.0%} of tokens among the guesses"]
     if burst and stats.tokens_per_feed is not None:
         parts.append(f"{stats.tokens_per_feed:.2f} tokens per burst")
     elif stats.tokens_per_tick is not None:
         parts.append(f"{stats.tokens_per_tick:.2f} tokens per tick")
     if rate:
         parts.append(rate)
-    if burst:
+    if burst or width > 1:
         stats = replace(stats, stage_seconds=())
     return ", ".join(parts) + _against_ar(stats, tokens_per_second, ar_seconds_per_token)
 

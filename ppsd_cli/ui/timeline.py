@@ -19,7 +19,8 @@ class Timeline:
     """What a person sees of one run, apart from how it gets onto the screen.
 
     ``clock`` gives seconds; it is read at commits only. ``drafting`` says that the decoder guesses
-    at all, so that plain decoding does not mark every token as not drafted.
+    at all, so that plain decoding does not mark every token as not drafted. ``width``: guesses per
+    tick, of which the grid shows each where there are several.
     """
 
     def __init__(
@@ -29,13 +30,14 @@ class Timeline:
         layers: Layers,
         clock: Callable[[], float],
         drafting: bool = True,
+        width: int = 1,
     ) -> None:
         self._console = console
         self._clock = clock
         self._drafting = drafting
         self._glyphs = ASCII if console.options.ascii_only else UNICODE
         self._answer = AnswerLines(lambda: console.width, self._glyphs, drafting=drafting)
-        self._grid = Grid(layers)
+        self._grid = Grid(layers, width=width)
         self._stats = StatsBuilder(len(layers))
         self._first_commit: float | None = None
         self._last_commit = 0.0

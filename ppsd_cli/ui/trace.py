@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ppsd_cli.core.events import Committed, Entered, Event, Flushed, Ticked, Verified
+from ppsd_cli.core.events import Committed, Entered, Event, Flushed, Pruned, Ticked, Verified
 from ppsd_cli.files import replace_bytes
 
 _PID = 1
@@ -17,7 +17,8 @@ class TraceWriter:
     """Collects the events of a run and writes them as a JSON array of trace events.
 
     One thread a stage with what it did in each tick (``guesses``: those that entered behind the
-    node in the same tick), and one for what stage 0 does around its layers (waiting, drafting).
+    node in the same tick; ``branches``: in a tree all of them, with serial, parent, token and
+    state), and one for what stage 0 does around its layers (waiting, drafting).
     Times are microseconds since the first of the run.
     """
 
@@ -26,9 +27,10 @@ class TraceWriter:
         self._entered: dict[int, Entered] = {}
         self._first_of_tick: dict[int, int] = {}
         self._guesses: Counter[int] = Counter()
+        self._levels: dict[int, list[Entered]] = {}
         self._verified: list[Verified] = []
         self._committed: list[Committed] = []
-        self._flushed: list[Flushed] = []
+        self._flushed: list[Flushed | Pruned] = []
         self._ticked: dict[int, Ticked] = {}
         self._void: set[int] = set()
 
@@ -39,11 +41,13 @@ class TraceWriter:
                 self._entered[event.serial] = event
                 first = self._first_of_tick.setdefault(event.tick, event.serial)
                 self._guesses[event.tick] += first != event.serial
+                if event.parent is not None:
+                    self._levels.setdefault(event.tick, []).append(event)
             case Verified():
                 self._verified.append(event)
                 if not event.live:
                     self._void.add(event.serial)
-            case Flushed():
+            case Flushed() | Pruned():
                 self._flushed.append(event)
                 self._void.update(event.void)
             case Committed():
@@ -77,23 +81,30 @@ class TraceWriter:
             node = self._entered.get(verified.serial)
             if node is None or self._first_of_tick[node.tick] != node.serial:
                 continue
-            args = {
+            args: TraceEvent = {
                 "serial": node.serial,
                 "position": node.position,
                 "token": node.token_id,
                 "tokens": node.tokens,
                 "drafted": node.drafted,
-                "state": "void" if node.serial in self._void else "live",
+                "state": self._state(node),
                 "guesses": self._guesses[node.tick],
             }
+            level = self._levels.get(node.tick, [])
+            if level:
+                args["branches"] = [[e.serial, e.parent, e.token_id, self._state(e)] for e in level]
+            dead = all(each.serial in self._void for each in level or [node])
             prompt = node.token_id is None
             name = f"prompt {node.position}" if prompt else f"position {node.position}"
             for span in verified.spans:
-                color = "terrible" if node.serial in self._void else "good"
+                color = "terrible" if dead else "good"
                 yield _slice(name, span.stage, (span.begin, span.end)) | {
                     "cname": color,
                     "args": args,
                 }
+
+    def _state(self, node: Entered) -> str:
+        return "void" if node.serial in self._void else "live"
 
     def _parts(self) -> Iterator[TraceEvent]:
         for tick in self._ticked.values():
@@ -112,7 +123,8 @@ class TraceWriter:
             yield from self._instant("commit", commit.tick, args)
         for flush in self._flushed:
             args = {"position": flush.position, "void": list(flush.void)}
-            yield from self._instant("flush", flush.tick, args)
+            name = "flush" if isinstance(flush, Flushed) else "prune"
+            yield from self._instant(name, flush.tick, args)
 
     def _instant(self, name: str, boundary: int, args: TraceEvent) -> Iterator[TraceEvent]:
         """Mark a boundary, at the time when stage 0 had its results; nothing if that is unknown."""

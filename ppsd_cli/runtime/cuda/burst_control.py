@@ -1,6 +1,6 @@
 """A burst (EESD) decided on the device: what enters row by row, and what the model answers.
 
-The rule is ``core.chain``'s, applied to the rows of a burst in their order: a guess stands while it
+The rule is ``core.tree``'s, applied to the rows of a burst in their order: a guess stands while it
 equals the full model's token for its place; the first one that does not, or the place behind the
 last row, is where the next burst begins. No kernel of its own decides that: the first row of the
 next burst reads it off the log.

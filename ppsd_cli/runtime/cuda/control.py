@@ -1,6 +1,6 @@
 """The boundary and the entry of a tick, decided on the device.
 
-The rule is ``core.chain``'s: the full model's token is final; if stage 0 had fed the same one the
+The rule is ``core.tree``'s: the full model's token is final; if stage 0 had fed the same one the
 nodes behind it stay, otherwise they are void and the token is due. Here it is stated for a ledger
 of the last ticks: the node that leaves the last of n stages at tick t was fed at tick t - n, its
 successor at t - n + 1. A flush raises the epoch, which makes every node of an older one void.

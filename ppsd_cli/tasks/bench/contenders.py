@@ -6,9 +6,10 @@ apart, so that a resumed run takes part with the settings that were decided when
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 from ppsd_cli.bench_records import Contender
-from ppsd_cli.errors import AssetError, ConfigError, PpsdError, ResourceError
+from ppsd_cli.errors import AssetError, PpsdError, ResourceError
 from ppsd_cli.tasks.bench.decoders import Decoder, EngineDecoder
 from ppsd_cli.tasks.bench.forced import (
     DRAFT_LENGTHS,
@@ -19,21 +20,11 @@ from ppsd_cli.tasks.bench.forced import (
 from ppsd_cli.tasks.bench.pool import Loaded, Pool, Shape
 from ppsd_cli.tasks.bench.reference import TransformersDecoder, refusal
 from ppsd_cli.tasks.bench.trials import Probe, outcome, trial
+from ppsd_cli.tasks.bench.wish import DECODERS, Wish
 
-DECODERS = ("ar", "ppsd", "naive-split", "eesd", "hf", "hf-early-exit")
-FORCED = ("ppsd", "eesd")
 _PREFERRED_THREADS_LOSE = 0.97
 """The pipeline's own thread count is kept unless another is faster by more than 3%: with equal
 counts plain decoding and the pipeline are equal bit by bit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What was asked for. ``draft_length`` None: look for the best."""
-
-    decoders: tuple[str, ...]
-    acceptance: tuple[float, ...] = ()
-    draft_length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +33,8 @@ class Shapes:
 
     ``plain``: one stage. ``threads``: the counts to try for what runs in one process, the
     preferred one first. ``chain``: PPSD's stages, with the head. ``bursts``: EESD's, one for each
-    head, the given head first. ``transformers``: None, or why it cannot run.
+    head, the given head first. ``transformers``: None, or why it cannot run. ``tree_scale``: as
+    in ``core.plan.Request``.
     """
 
     plain: Shape
@@ -51,6 +43,7 @@ class Shapes:
     bursts: tuple[Shape, ...]
     layers: int
     transformers: str | None = None
+    tree_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +80,13 @@ class Stable:
         loaded = self._pool.engine(shape)
         plain = EngineDecoder(loaded.thing, drafting=False)
         drafting = contender.decoder in ("ppsd", "eesd")
-        decoder = EngineDecoder(loaded.thing, drafting, contender.draft_length or 0)
+        decoder = EngineDecoder(
+            loaded.thing,
+            drafting,
+            contender.draft_length or 0,
+            width=contender.width,
+            tree_scale=self._shapes.tree_scale,
+        )
         return Rival(contender, decoder, loaded, plain)
 
     def shape(self, contender: Contender) -> Shape:
@@ -108,7 +107,7 @@ class Stable:
 
     def ideal_speedup(self, contender: Contender) -> float | None:
         """What the formula promises for a fixed acceptance."""
-        if contender.acceptance is None:
+        if contender.acceptance is None or contender.width > 1:
             return None
         if contender.decoder == "ppsd":
             return chain_speedup(len(contender.split), contender.acceptance)
@@ -128,13 +127,18 @@ class Stable:
         for name in (n for n in DECODERS if n in wish.decoders):
             if name in ("ppsd", "naive-split"):
                 decision.contenders.append(self._chain(name))
+                if name == "ppsd":
+                    decision.contenders += [self._tree(width) for width in wish.widths]
             elif name == "eesd":
                 self._decide_bursts(wish, probe, decision)
             elif name in ("hf", "hf-early-exit"):
                 self._decide_transformers(name, probe, decision)
         burst = next((c for c in decision.contenders if c.decoder == "eesd"), None)
-        for acceptance in wish.acceptance:
+        for acceptance, among in zip_longest(wish.acceptance, wish.among):
             decision.contenders += self._forced(acceptance, wish.draft_length, burst)
+            decision.contenders += [
+                self._forced_tree(width, acceptance, among) for width in wish.widths
+            ]
         return decision
 
     def _decide_plain(self, probe: Probe, decision: Decision) -> Contender:
@@ -166,6 +170,17 @@ class Stable:
     def _chain(self, name: str) -> Contender:
         contender = _contender(name, name, self._shapes.chain, exact=True)
         return contender if name == "ppsd" else replace(contender, head=None)
+
+    def _tree(self, width: int) -> Contender:
+        chain = self._chain("ppsd")
+        return replace(chain, name=f"ppsd-w{width}", width=width, exact=False)
+
+    def _forced_tree(self, width: int, acceptance: float, among: float | None) -> Contender:
+        """A tree with guesses of that quality; without ``among`` only the best may be right."""
+        tag = f"@{acceptance:g}" if among is None else f"@{acceptance:g}/{among:g}"
+        tree = self._tree(width)
+        among = acceptance if among is None else among
+        return replace(tree, name=f"{tree.name}{tag}", acceptance=acceptance, among=among)
 
     def _decide_bursts(self, wish: Wish, probe: Probe, decision: Decision) -> None:
         """EESD with each head, at the best of the draft lengths."""
@@ -248,20 +263,6 @@ class Stable:
         early = exit_layer if contender.decoder == "hf-early-exit" else None
         decoder = TransformersDecoder(loaded.thing, early, contender.threads or config.threads)
         return Rival(contender, decoder, loaded)
-
-
-def check_wish(wish: Wish) -> None:
-    """ConfigError for contenders that do not exist or contradict each other."""
-    for name in wish.decoders:
-        if name not in DECODERS:
-            raise ConfigError(f"--decoders {name}: choose of {', '.join(DECODERS)}")
-    for acceptance in wish.acceptance:
-        if not 0 <= acceptance <= 1:
-            raise ConfigError(f"--acceptance {acceptance:g}: give shares between 0 and 1")
-    if len(set(wish.acceptance)) < len(wish.acceptance):
-        raise ConfigError("--acceptance: a value is given twice")
-    if wish.draft_length is not None and "eesd" not in wish.decoders:
-        raise ConfigError("--draft-length is for eesd, which --decoders does not name")
 
 
 def _contender(name: str, decoder: str, shape: Shape, *, exact: bool) -> Contender:

@@ -6,7 +6,7 @@ arrived, so whoever reads the events late does not make them later.
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Protocol
 
@@ -19,8 +19,11 @@ from ppsd_cli.core.schedule import Limits
 from ppsd_cli.core.stats import RunStats, StatsBuilder
 from ppsd_cli.runtime.engine import Drafting, Engine
 from ppsd_cli.tasks.bench.faults import memory_errors
+from ppsd_cli.tasks.bench.forced import ForcedTree
 
 GREEDY = Sampling()
+Forced = tuple[int, ...] | ForcedTree
+"""Guesses for every token of an answer: of a chain or of bursts, or of a tree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +43,43 @@ class Decoder(Protocol):
     """Answers prompts, one at a time."""
 
     def answer(
-        self, prompt: tuple[int, ...], limits: Limits, forced: tuple[int, ...] | None = None
+        self, prompt: tuple[int, ...], limits: Limits, forced: Forced | None = None
     ) -> Answered:
         """Answer to the end. ``forced`` replaces the draft head's guesses (the head still runs)."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineDecoder:
-    """Our engine: plain (``drafting`` false), PPSD, or EESD with a ``draft_length``."""
+    """Our engine: plain (``drafting`` false), PPSD, or EESD with a ``draft_length``.
+
+    PPSD with a ``width`` above 1 is a tree.
+    """
 
     engine: Engine
     drafting: bool
     draft_length: int = 0
+    width: int = 1
+    tree_scale: float = 1.0
 
     def answer(
-        self, prompt: tuple[int, ...], limits: Limits, forced: tuple[int, ...] | None = None
+        self, prompt: tuple[int, ...], limits: Limits, forced: Forced | None = None
     ) -> Answered:
         """Answer to the end, with counts of what the pipeline did."""
-        drafting = Drafting(self.drafting, forced=forced, draft_length=self.draft_length)
+        drafting = Drafting(
+            self.drafting,
+            draft_length=self.draft_length,
+            width=self.width,
+            tree_scale=self.tree_scale,
+        )
+        if isinstance(forced, ForcedTree):
+            drafting = replace(
+                drafting,
+                forced=forced.tokens,
+                forced_ranks=forced.ranks,
+                rank_scores=forced.scores,
+            )
+        elif forced is not None:
+            drafting = replace(drafting, forced=forced)
         with memory_errors("the pipeline's answer"):
             events = self.engine.answer(prompt, sampling=GREEDY, limits=limits, drafting=drafting)
             return _follow(events, self.engine.runner.stages)

@@ -4,13 +4,17 @@
 ``L`` layers before the exit.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import accumulate
 
 from ppsd_cli.bench_records import Key
 
 DRAFT_LENGTHS = (2, 3, 4, 6)
 """Draft lengths among which the best one is looked for."""
+_LEAST_SHARE = 1e-9
 
 
 def forced_drafts(
@@ -26,6 +30,34 @@ def forced_drafts(
         token if _uniform(seed, key, position) < acceptance else (token + 1) % vocabulary
         for position, token in enumerate(answer)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ForcedTree:
+    """Right tokens, where each stands among its siblings, and the log shares of these by rank."""
+
+    tokens: tuple[int, ...]
+    ranks: tuple[int, ...]
+    scores: tuple[float, ...]
+
+
+def forced_tree(
+    answer: Sequence[int], fixed: tuple[float, float], width: int, *, seed: int, key: Key
+) -> ForcedTree:
+    """Guesses for a tree: the right token is the best with probability ``fixed[0]``, and among the
+    ``width`` best with probability ``fixed[1]``.
+
+    Of what is between the two, each rank after the first gets half of what the one before it gets.
+    The draws are those of ``forced_drafts``.
+    """
+    best, among = fixed
+    halves = [2.0**-rank for rank in range(1, width)]
+    shares = [best, *((among - best) * half / sum(halves) for half in halves)]
+    bounds = list(accumulate(shares))
+    draws = [_uniform(seed, key, position) for position in range(len(answer))]
+    ranks = tuple(sum(draw >= bound for bound in bounds) for draw in draws)
+    scores = tuple(math.log(max(share, _LEAST_SHARE)) for share in shares)
+    return ForcedTree(tuple(answer), ranks, scores)
 
 
 def chain_speedup(stages: int, acceptance: float) -> float:

@@ -7,8 +7,8 @@ from ppsd_cli.bench_records import Contender, Difference, Key, Question, Sample
 from ppsd_cli.core.events import Event
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.tasks.bench.contenders import Rival
-from ppsd_cli.tasks.bench.decoders import Answered, plain_logits
-from ppsd_cli.tasks.bench.forced import forced_drafts
+from ppsd_cli.tasks.bench.decoders import Answered, Forced, plain_logits
+from ppsd_cli.tasks.bench.forced import forced_drafts, forced_tree
 from ppsd_cli.tasks.bench.gates import first_difference
 from ppsd_cli.tasks.bench.journal import Journal
 from ppsd_cli.tasks.bench.pool import settle
@@ -130,15 +130,8 @@ class Measurement:
         return sorted(rotated, key=lambda rival: rival.contender.acceptance is not None)
 
     def _measure(self, rival: Rival, key: Key, prompt: tuple[int, ...]) -> Sample:
-        contender, forced = rival.contender, None
-        if contender.acceptance is not None:
-            forced = forced_drafts(
-                self._right_answer(contender, key).token_ids,
-                acceptance=contender.acceptance,
-                vocabulary=self._course.vocabulary,
-                seed=self._course.seed,
-                key=key,
-            )
+        contender = rival.contender
+        forced = self._forced(contender, key)
         answered: Answered = rival.loaded.meter.running(
             lambda: rival.decoder.answer(prompt, self._course.limits, forced)
         )
@@ -156,6 +149,22 @@ class Measurement:
             first_tokens=answered.first_tokens,
         )
 
+    def _forced(self, contender: Contender, key: Key) -> Forced | None:
+        """Guesses of the fixed quality."""
+        if contender.acceptance is None:
+            return None
+        answer, seed = self._right_answer(contender, key).token_ids, self._course.seed
+        if contender.among is not None:
+            fixed = contender.acceptance, contender.among
+            return forced_tree(answer, fixed, contender.width, seed=seed, key=key)
+        return forced_drafts(
+            answer,
+            acceptance=contender.acceptance,
+            vocabulary=self._course.vocabulary,
+            seed=seed,
+            key=key,
+        )
+
     def _expected(self, key: Key) -> Sample:
         """Plain decoding's answer: the first repetition's where that is there."""
         first = self._rivals[0].contender.name, replace(key, repetition=1)
@@ -168,13 +177,8 @@ class Measurement:
         wider matrices its own, drafted freely, because after a difference of rounding every draft
         from plain decoding's would be wrong.
         """
-        own = [
-            r.contender.name
-            for r in self._rivals
-            if (r.contender.decoder, r.contender.acceptance) == (contender.decoder, None)
-            and (r.contender.draft_length, r.contender.head)
-            == (contender.draft_length, contender.head)
-        ]
+        free = [r.contender for r in self._rivals if r.contender.acceptance is None]
+        own = [each.name for each in free if _same_drafting(each, contender)]
         if contender.exact or not own:
             return self._expected(key)
         return self._journal.samples[own[0], key]
@@ -226,3 +230,13 @@ class Measurement:
             peak = rival.loaded.peak_memory()
             if peak is not None:
                 self._journal.remember_memory(rival.contender.name, peak)
+
+
+def _same_drafting(one: Contender, other: Contender) -> bool:
+    """Whether two contenders verify matrices of the same shapes with the same head."""
+    return (one.decoder, one.draft_length, one.head, one.width) == (
+        other.decoder,
+        other.draft_length,
+        other.head,
+        other.width,
+    )

@@ -10,7 +10,7 @@ import torch
 
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.errors import AssetError
-from ppsd_cli.tasks.bench.decoders import Answered
+from ppsd_cli.tasks.bench.decoders import Answered, Forced
 from ppsd_cli.tasks.bench.faults import first_line, foreign_errors, memory_errors
 
 
@@ -67,7 +67,7 @@ class TransformersDecoder:
     threads: int
 
     def answer(
-        self, prompt: tuple[int, ...], limits: Limits, forced: tuple[int, ...] | None = None
+        self, prompt: tuple[int, ...], limits: Limits, forced: Forced | None = None
     ) -> Answered:
         """Answer to the end. PpsdError for what ``generate`` raises; the model is as it was."""
         assert forced is None, "transformers takes no forced drafts"

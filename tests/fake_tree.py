@@ -1,0 +1,129 @@
+"""A tree pipeline without tensors: each stage has its own cache by slot, as real stages do."""
+
+from collections import deque
+from collections.abc import Callable
+
+from fake_pipeline import hash_model
+
+from ppsd_cli.core.events import Ticked
+from ppsd_cli.core.plan import Bubble, Node, Plan, Prompt, Request, Target, TickResult
+from ppsd_cli.core.tree import Tree, best_children
+
+SHARES = tuple(-0.5 * (rank + 1) for rank in range(16))
+
+
+class FakeTree:
+    """Answers plans up to ``lookahead`` late.
+
+    ``rank(index)`` says where the model's token for that index of the answer stands among the
+    guesses behind a node, on whatever text; beyond the width it is not among them. A stage reads a
+    node's text through the slots that the node may see, out of its own cache, which is overwritten
+    and never cleared.
+    """
+
+    def __init__(self, stages: int, *, lookahead: int = 0, rank: Callable[[int], int]) -> None:
+        self.stages, self.lookahead, self.rank = stages, lookahead, rank
+        self.results: deque[TickResult] = deque()
+        self.fed: list[Node] = []
+        self.tree, self._tick, self._serial = Tree(), 0, 0
+        self._flight: deque[tuple[int, list[Node], list[tuple[int, ...]]]] = deque()
+        self._views: dict[int, tuple[int, ...]] = {}
+        self._first: dict[int, int] = {}
+        self._last: dict[int, int] = {}
+        self._request: Request | None = None
+
+    @property
+    def pending(self) -> int:
+        return len(self.results)
+
+    def submit(self, plan: Plan) -> None:
+        assert self.pending <= self.lookahead, "asked further ahead than allowed"
+        assert self._tick < 100_000, "the answer does not end"
+        targets = self._boundary()
+        nodes = self._enter(plan)
+        now = float(self._tick)
+        self.results.append(TickResult(Ticked(self._tick, now, now, now, now + 1), targets, nodes))
+        self._tick += 1
+
+    def collect(self) -> TickResult:
+        return self.results.popleft()
+
+    def close(self) -> None:
+        self.results.clear()
+
+    def _boundary(self) -> tuple[Target, ...]:
+        """The last stage works at the end of its tick: on its own cache, in the order of entry."""
+        targets = []
+        while self._flight and self._flight[0][0] <= self._tick - self.stages:
+            _, nodes, tokens = self._flight.popleft()
+            for node, written in zip(nodes, tokens, strict=True):
+                self._last |= dict(enumerate(written, node.slot or 0))
+            for node in nodes:
+                target = None
+                if node.final:
+                    target = hash_model(tuple(self._last[s] for s in self._views[node.serial]))
+                    self.tree.verify(node.serial, target)
+                targets.append(Target(node.serial, target, ()))
+        return tuple(targets)
+
+    def _enter(self, plan: Plan) -> tuple[Node, ...]:
+        if isinstance(plan, Bubble):
+            return ()
+        if isinstance(plan, Prompt):
+            if plan.request is not None:
+                self._request = plan.request
+                self.tree.clear()
+            chunk = Node(0, plan.start, None, len(plan.token_ids), False, plan.last)
+            return self._feed([chunk], [plan.token_ids])
+        level = self._level()
+        return self._feed(level, [(node.token_id or 0,) for node in level])
+
+    def _level(self) -> list[Node]:
+        assert self._request is not None
+        position, due = self.tree.next_position(), self.tree.due
+        if position >= self._request.feed_limit:
+            return []
+        if due is not None:
+            return [Node(0, position, due[1], 1, drafted=False, final=True)]
+        leaves = self.tree.leaves
+        children = best_children(
+            leaves, [self._guesses(leaf, position) for leaf in leaves], self._request.width
+        )
+        return [
+            Node(0, position, c.token_id, 1, True, True, parent=c.parent.serial, score=c.score)
+            for c in children
+        ]
+
+    def _guesses(self, leaf: Node, position: int) -> list[tuple[int, float]]:
+        assert self._request is not None
+        text = tuple(self._first[slot] for slot in self._views[leaf.serial])
+        right, rank = hash_model(text), self.rank(position - self._request.prompt_tokens)
+        tokens = [right + 1 + step for step in range(16)]
+        tokens = [*tokens[:rank], right, *tokens[rank:]][: self._request.width]
+        return list(zip(tokens, SHARES, strict=False))
+
+    def _feed(self, nodes: list[Node], tokens: list[tuple[int, ...]]) -> tuple[Node, ...]:
+        numbered = []
+        for node, slot in zip(nodes, self.tree.slots.lowest(len(nodes)), strict=True):
+            parent = node.parent
+            if parent is None and self.tree.tip is not None:
+                parent = self.tree.tip.serial
+            above = () if node.position == 0 else self._views[self._chunk_or(parent)]
+            made = Node(
+                self._serial, node.position, node.token_id, node.tokens, node.drafted, node.final,
+                node.parent, slot, node.score,
+            )  # fmt: skip
+            self._views[made.serial] = (*above, *range(slot, slot + node.tokens))
+            self._serial += 1
+            numbered.append(made)
+        for made, written in zip(numbered, tokens, strict=True):
+            self._first |= dict(enumerate(written, made.slot or 0))
+            self.tree.enter(made)
+        if numbered:
+            self._flight.append((self._tick, numbered, tokens))
+        self.fed += numbered
+        return tuple(numbered)
+
+    def _chunk_or(self, parent: int | None) -> int:
+        """The parent, or for a later prompt chunk the one before."""
+        return self._serial - 1 if parent is None else parent

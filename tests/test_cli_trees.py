@@ -1,0 +1,163 @@
+"""Trees of guesses through the commands: ``--width`` in ``generate`` and ``bench``."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+from cli_model import Ppsd, save_cli_model
+
+import ppsd_cli
+from ppsd_cli.tasks.bench import pool
+
+SCHEMAS = Path(ppsd_cli.__file__).parent / "data" / "schema"
+PROMPT = ("--prompt", "hello world", "-n", "24")
+TREE = ("--split", "2,2,2", "--devices", "cpu", "--width", "4")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> Path:
+    return save_cli_model(tmp_path_factory.mktemp("tree-model"))
+
+
+@pytest.fixture
+def ppsd(capsys, monkeypatch, model, tmp_path) -> Ppsd:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("PPSD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("PPSD_MODEL", raising=False)
+    return Ppsd(capsys, monkeypatch, model)
+
+
+def report_of(ppsd, *args):
+    result = ppsd.generate(*PROMPT, "--json", *args)
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    schema = json.loads((SCHEMAS / "generate.json").read_text())
+    jsonschema.validate(report, schema)
+    assert list(report) == list(schema["properties"]), "fields in the order of the schema"
+    return report
+
+
+def test_the_text_is_the_models_and_the_report_says_how_wide(ppsd):
+    plain = report_of(ppsd, "--decoder", "ar")
+    chain = report_of(ppsd, *TREE[:4])
+    tree = report_of(ppsd, *TREE)
+    sampled = ("--temperature", "0.8", "--seed", "5")
+    assert tree["token_ids"] == chain["token_ids"] == plain["token_ids"]
+    assert (plain["width"], chain["width"], tree["width"]) == (1, 1, 4)
+    assert (plain["nodes_per_tick"], chain["nodes_per_tick"]) == (None, 1)
+    assert 1 < tree["nodes_per_tick"] <= 4
+    assert (
+        report_of(ppsd, *TREE, *sampled)["token_ids"]
+        == (report_of(ppsd, "--decoder", "ar", *sampled)["token_ids"])
+    )
+
+
+def test_stage_processes_answer_the_same(ppsd):
+    alone = report_of(ppsd, *TREE)
+    apart = report_of(ppsd, "--split", "2,2,2", "--devices", "cpu,cpu,cpu", "--width", "4")
+    names = ("token_ids", "ticks", "verified", "accepted", "flushes", "nodes_per_tick")
+    assert [alone[name] for name in names] == [apart[name] for name in names]
+
+
+def test_timeline_and_trace_show_the_branches(ppsd, tmp_path):
+    trace = tmp_path / "trace.json"
+    result = ppsd.generate(*PROMPT, *TREE, "--timeline", "--trace", str(trace))
+    assert result.code == 0
+    lines = {line.split("  ")[0].strip(): line for line in result.err.splitlines()}
+    assert {"branch 1", "branch 4", "stage 2"} <= {*lines}
+    assert "branch 5" not in lines
+    assert "tree of width 4" in result.err
+    assert "tokens among the guesses" in result.err
+    slices = [e for e in json.loads(trace.read_text()) if e["ph"] == "X" and "args" in e]
+    levels = [e["args"]["branches"] for e in slices if "branches" in e["args"]]
+    assert max(map(len, levels)) == 4
+    assert {state for level in levels for *_, state in level} == {"live", "void"}
+
+
+def test_width_and_scale_in_a_profile(ppsd, model, tmp_path):
+    profile = tmp_path / "p.yaml"
+    base = ("generate", "--profile", str(profile), *PROMPT, "--json")
+    text = f"name: p\nmodel: {model}\nsettings: {{split: [2, 4], devices: [cpu], width: 3"
+    profile.write_text(text + ", tree_scale: 1.5}\n")
+    assert json.loads(ppsd.run(*base).out)["width"] == 3
+    assert json.loads(ppsd.run(*base, "--width", "1").out)["width"] == 1
+    assert json.loads(ppsd.run(*base, "--decoder", "ar").out)["width"] == 1
+    profile.write_text(text + ", tree_scale: 0}\n")
+    refused = ppsd.run(*base)
+    assert refused.code == 2
+    assert "tree_scale 0" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--width", "0"), "--width 0"),
+        (("--width", "17"), "1 (a chain) to 16"),
+        (("--width", "4", "--decoder", "ar"), "for --decoder ppsd, and this run's is ar"),
+        (("--width", "4", "--decoder", "eesd"), "for --decoder ppsd, and this run's is eesd"),
+    ],
+    ids=str,
+)
+def test_widths_that_cannot_be(ppsd, options, says):
+    result = ppsd.generate(*PROMPT, *options)
+    assert (result.code, result.out) == (2, "")
+    assert says in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+def test_the_cuda_engine_refuses_trees_before_anything_loads(ppsd, monkeypatch):
+    from ppsd_cli.runtime import engine
+
+    monkeypatch.setattr(engine, "on_one_gpu", lambda _devices: True)
+    result = ppsd.generate(*PROMPT, *TREE)
+    assert (result.code, result.out) == (2, "")
+    assert "trees do not run on the CUDA engine yet; use --width 1" in result.err
+
+
+@pytest.fixture
+def bench(ppsd, monkeypatch, tmp_path):
+    """``ppsd bench`` on two prompts, all engines in this process."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("hello world\nthe quick brown fox\n")
+    real = pool.open_engine
+    monkeypatch.setattr(pool, "open_engine", lambda config, **_: real(config, processes=False))
+    fixed = ("--prompts", str(prompts), "-m", ppsd.model, "-n", "16", "--offline", *TREE[:4])
+    return lambda *args: ppsd.run("bench", *fixed, *args)
+
+
+def test_bench_of_widths_and_fixed_acceptance(bench):
+    result = bench("--json", "--width", "2,4", "--acceptance", "0.6/0.9", "--ignore-eos")
+    assert result.code == 0, result.err
+    data = json.loads(result.out)
+    jsonschema.validate(data, json.loads((SCHEMAS / "bench.json").read_text()))
+    trees = ["ppsd-w2", "ppsd-w4"]
+    fixed = ["ppsd-w2@0.6/0.9", "ppsd-w4@0.6/0.9"]
+    assert list(data["decoders"]) == ["ar", "ppsd", *trees, "ppsd@0.6", *fixed]
+    for name, width in zip(trees + fixed, (2, 4, 2, 4), strict=True):
+        figures = data["decoders"][name]
+        assert (figures["width"], figures["exact"]) == (width, False)
+        assert figures["identical"] + 1 >= figures["answers"], "but for level tokens"
+    assert data["settings"]["width"] == "1,2,4"
+    assert data["decoders"][fixed[0]]["among"] == 0.9
+    wide, chain = data["decoders"][fixed[1]], data["decoders"]["ppsd@0.6"]
+    assert wide["acceptance_rate"] > chain["acceptance_rate"]
+    assert wide["tokens_per_tick"] > chain["tokens_per_tick"]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--width", "2,x"), "--width 2,x"),
+        (("--width", "2,40"), "--width 40"),
+        (("--width", "2", "--decoders", "eesd"), "--width is for ppsd"),
+        (("--acceptance", "0.6/0.9"), "add --width"),
+        (("--width", "2", "--acceptance", "0.6/0.5"), "give 0.6 to 1"),
+        (("--width", "2", "--acceptance", "0.6/0.7,0.8"), "for trees all with a second one"),
+        (("--width", "2", "--acceptance", "0.6/nan"), "give 0.6 to 1"),
+    ],
+)
+def test_bench_mistakes(bench, args, says):
+    result = bench(*args)
+    assert (result.code, result.out) == (2, "")
+    assert says in result.err
