@@ -45,7 +45,7 @@ def calibrate(  # noqa: PLR0913 (one parameter a flag)
         typer.Option(
             "--max-new-tokens", "-n", rich_help_panel=_WHAT, help="Tokens of each answer."
         ),
-    ] = 64,
+    ] = 48,
     no_chat_template: Annotated[
         bool,
         typer.Option("--no-chat-template", rich_help_panel=_WHAT, help="Continue the bare text."),

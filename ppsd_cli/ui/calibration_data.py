@@ -147,11 +147,11 @@ def remarks(calibration: Calibration) -> list[str]:
     lines = []
     found = calibration.suggestion
     if found is not None:
+        where = f"exit {found.exit_layer}, split {_layers(found.split)}"
         lines.append(
-            f"A head is most worth training at exit {found.exit_layer}, "
-            f"split {_layers(found.split)}: {percent(found.needed, 0)} of its guesses must be right to reach ar (raw exit: "
-            f"target in the best 8 {percent(found.raw, 0)}; agreement with the next layer "
-            f"{percent(found.agreement, 0)})."
+            f"A head is most worth training at {where}: {percent(found.needed, 0)} of its guesses "
+            f"must be right to reach ar (raw exit: target in the best 8 {percent(found.raw, 0)}; "
+            f"agreement with the next layer {percent(found.agreement, 0)})."
         )
     else:
         lines.append("No exit layer's tick is short enough for any head to reach ar here.")

@@ -16,7 +16,7 @@ from ppsd_cli.tasks.calibrate.forecast import (
     speed,
     tokens_per_tick,
 )
-from ppsd_cli.tasks.calibrate.splits import best_split
+from ppsd_cli.tasks.calibrate.splits import best_split, in_time
 
 ACCEPTANCE = "acceptance"
 STAND_IN_ACCEPTANCE = 0.8
@@ -90,6 +90,10 @@ class Predictor:
             taps=guesser.taps,
             cost=lambda split: self._times.quick(Setting(split, guesser.name, guesser.taps)),
         )
+
+    def fitting(self, guesser: Guesser, split: tuple[int, ...]) -> bool:
+        """Whether a split has the guesser's exit, a layer in each stage, and its taps in time."""
+        return split[0] == guesser.taps[0] and min(split) > 0 and in_time(split, guesser.taps)
 
     def predict(self, guesser: Guesser, split: tuple[int, ...], width: int = 1) -> Candidate:
         """What one split with one head is expected to do."""

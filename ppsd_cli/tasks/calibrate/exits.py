@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ppsd_cli.calibration_records import TOP, LayerScore
+from ppsd_cli.core.schedule import Limits
 from ppsd_cli.model.heads import HeadWeights
 from ppsd_cli.model.layers import Shape
 from ppsd_cli.model.one_pass import Backbone, backbone_states, head_one_pass
-from ppsd_cli.tasks.batch_decode import AnswerLimits, write_answers
+from ppsd_cli.tasks.bench.decoders import Decoder
 from ppsd_cli.tasks.evaluate import target_ranks
 from ppsd_cli.tasks.loss import chunk_tokens
 
@@ -57,82 +58,78 @@ class HeadRanks:
 
 
 def answer_prompts(
-    backbone: Backbone,
+    decoder: Decoder,
     prompts: Sequence[tuple[int, ...]],
-    *,
-    tokens: int,
-    end_ids: Sequence[int],
+    limits: Limits,
+    step: Callable[[], None],
 ) -> list[Text]:
     """The model's greedy answers; those of fewer than two tokens have nothing to guess."""
-    limits = AnswerLimits(tokens, tuple(end_ids))
-    answers = write_answers(backbone, prompts, limits=limits)
-    pairs = zip(prompts, answers, strict=True)
-    return [Text(prompt, tuple(answer)) for prompt, answer in pairs if len(answer) > 1]
-
-
-@torch.no_grad()
-def score_layers(
-    backbone: Backbone, texts: Sequence[Text], step: Callable[[], None]
-) -> tuple[LayerScore, ...]:
-    """Acceptance of the raw exit behind every layer but the last, over a share of the tokens."""
-    count = len(backbone.layers)
-    rows, targets = _sampled_states(backbone, texts, step)
-    scores, before = [], None
-    hits = torch.tensor(TOP, device=backbone.device)
-    for layer in range(count, 0, -1):
-        ranks, best = _ranks_and_best(backbone, rows[layer], targets)
-        if layer < count:
-            assert before is not None
-            top = (ranks[:, None] < hits[None, :]).double().mean(dim=0)
-            agreement = float((best == before).double().mean())
-            scores.append(LayerScore(layer, tuple(top.tolist()), agreement))
-        before = best
+    texts = []
+    for prompt in prompts:
+        texts.append(Text(prompt, decoder.answer(prompt, limits).token_ids))
         step()
-    return tuple(reversed(scores))
+    return [text for text in texts if len(text.answer) > 1]
 
 
 @torch.no_grad()
-def score_heads(
+def score_exits(
     backbone: Backbone,
     heads: Mapping[str, HeadWeights],
     texts: Sequence[Text],
     step: Callable[[], None],
-) -> dict[str, HeadRanks]:
-    """Ranks of every guessed token for each head, by its name."""
-    shape = Shape.of(backbone.spec)
-    found: dict[str, list[tuple[int, ...]]] = {name: [] for name in heads}
-    depths = {tap.depth for head in heads.values() for tap in head.taps}
-    for text in texts:
-        ids, where, targets = _tensors(backbone, text)
-        tables = backbone.tables(ids.shape[1])
-        states = backbone_states(backbone, ids, depths, tables)
-        for name, head in heads.items():
-            taps = [states[tap.depth] for tap in head.taps]
-            hidden = head_one_pass(head, taps, shape, tables)[0].index_select(0, where)
-            ranks = target_ranks(head.output.logits(hidden), targets, head)
-            found[name].append(tuple(ranks.tolist()))
-        step()
-    return {name: HeadRanks(tuple(ranks)) for name, ranks in found.items()}
-
-
-def _sampled_states(
-    backbone: Backbone, texts: Sequence[Text], step: Callable[[], None]
-) -> tuple[dict[int, Tensor], Tensor]:
-    """States [n, H] behind every layer at evenly chosen positions, and their targets [n]."""
-    total = sum(len(text.guessed) for text in texts)
-    stride = max(1, -(-total // RAW_POSITIONS))
+) -> tuple[tuple[LayerScore, ...], dict[str, HeadRanks]]:
+    """The raw exit behind every layer but the last, over a share of the tokens; each head by its
+    name, over all of them. One pass through the model for each text."""
+    stride = max(1, -(-sum(len(text.guessed) for text in texts) // RAW_POSITIONS))
     depths = range(1, len(backbone.layers) + 1)
     rows: dict[int, list[Tensor]] = {depth: [] for depth in depths}
-    targets: list[Tensor] = []
+    found: dict[str, list[tuple[int, ...]]] = {name: [] for name in heads}
+    sampled = []
     for text in texts:
-        ids, where, wanted = _tensors(backbone, text)
+        ids, where, targets = _tensors(backbone, text)
         states = backbone_states(backbone, ids, depths, backbone.tables(ids.shape[1]))
-        chosen = where[::stride]
+        for name, head in heads.items():
+            found[name].append(_head_ranks(backbone, head, states, (where, targets)))
         for depth in depths:
-            rows[depth].append(states[depth][0].index_select(0, chosen))
-        targets.append(wanted[::stride])
+            rows[depth].append(states[depth][0].index_select(0, where[::stride]))
+        sampled.append(targets[::stride])
         step()
-    return {depth: torch.cat(parts) for depth, parts in rows.items()}, torch.cat(targets)
+    wanted = torch.cat(sampled)
+    layers = _score_layers(
+        backbone, {d: torch.cat(parts) for d, parts in rows.items()}, wanted, step
+    )
+    return layers, {name: HeadRanks(tuple(ranks)) for name, ranks in found.items()}
+
+
+def _head_ranks(
+    backbone: Backbone,
+    head: HeadWeights,
+    states: Mapping[int, Tensor],
+    wanted: tuple[Tensor, Tensor],
+) -> tuple[int, ...]:
+    """Ranks of the targets of one text; ``wanted``: positions [n] and target ids [n]."""
+    where, targets = wanted
+    taps = [states[tap.depth] for tap in head.taps]
+    tables = backbone.tables(taps[0].shape[1])
+    hidden = head_one_pass(head, taps, Shape.of(backbone.spec), tables)[0].index_select(0, where)
+    return tuple(target_ranks(head.output.logits(hidden), targets, head).tolist())
+
+
+def _score_layers(
+    backbone: Backbone, rows: Mapping[int, Tensor], targets: Tensor, step: Callable[[], None]
+) -> tuple[LayerScore, ...]:
+    """From states [n, H] behind every layer and the targets [n]."""
+    scores, later = [], None
+    tops = torch.tensor(TOP, device=backbone.device)
+    for layer in sorted(rows, reverse=True):
+        ranks, best = _ranks_and_best(backbone, rows[layer], targets)
+        if later is not None:
+            top = (ranks[:, None] < tops[None, :]).double().mean(dim=0)
+            agreement = float((best == later).double().mean())
+            scores.append(LayerScore(layer, tuple(top.tolist()), agreement))
+        later = best
+        step()
+    return tuple(reversed(scores))
 
 
 def _tensors(backbone: Backbone, text: Text) -> tuple[Tensor, Tensor, Tensor]:

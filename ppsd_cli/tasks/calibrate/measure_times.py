@@ -12,7 +12,7 @@ from ppsd_cli.runtime.engine import on_one_gpu
 from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
 from ppsd_cli.runtime.placement import Costs, choose_split
 from ppsd_cli.tasks.calibrate.candidates import Layout
-from ppsd_cli.tasks.calibrate.cpu_times import Group, fit_parts, time_group, time_plain
+from ppsd_cli.tasks.calibrate.cpu_times import ROUNDS, Group, fit_parts, time_group, time_plain
 from ppsd_cli.tasks.calibrate.engine_times import (
     EngineBench,
     HeadSize,
@@ -72,7 +72,8 @@ def windows(subject: Subject) -> int:
     """About how many steps ``measure_times`` takes."""
     if subject.layout.processes:
         groups = sum(group.windows for group in _groups(subject).values())
-        return groups + len(subject.threads) * len(subject.lengths) + 1
+        plain = ROUNDS * len(subject.threads) * len(subject.lengths)
+        return groups + plain + 1
     return 2 * (1 + len(subject.layout.devices)) + 2 * len(subject.head_names)
 
 

@@ -55,12 +55,8 @@ def _spans(answered: Answered, stages: int) -> list[list[float]]:
 def _beyond(
     spans: Sequence[Sequence[float]], split: Sequence[int], parts: PartTimes, length: float
 ) -> float:
-    """Mean over the stages of what their work took beyond their parts, at least 0."""
+    """Mean over the stages of what their work took beyond their parts; below 0 it took less."""
     last = len(split) - 1
-    return max(
-        0.0,
-        fmean(
-            median(each) - parts.turn(split[s], length, lm=s == last)
-            for s, each in enumerate(spans)
-        ),
+    return fmean(
+        median(each) - parts.turn(split[s], length, lm=s == last) for s, each in enumerate(spans)
     )

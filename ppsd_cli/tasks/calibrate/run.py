@@ -1,5 +1,6 @@
 """A whole calibration: answers, acceptance, times, predictions, and the best three by running."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,8 @@ from ppsd_cli.calibration_records import (
     Boundary,
     Calibration,
     Candidate,
+    Checked,
+    DeviceMemory,
     HeadScore,
     LayerScore,
     PartTimes,
@@ -26,8 +29,10 @@ from ppsd_cli.model.load import Loader
 from ppsd_cli.model.one_pass import Backbone
 from ppsd_cli.model.places import open_checkpoint, spec_of
 from ppsd_cli.model.spec import ModelSpec
+from ppsd_cli.runtime.engine import open_engine
 from ppsd_cli.runtime.memory_plan import check_memory, fits, plan_memory
 from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
+from ppsd_cli.tasks.bench.decoders import EngineDecoder
 from ppsd_cli.tasks.bench.measure import Asked, Course
 from ppsd_cli.tasks.bench.talk import Talk, user
 from ppsd_cli.tasks.calibrate.candidates import (
@@ -42,8 +47,7 @@ from ppsd_cli.tasks.calibrate.exits import (
     HeadRanks,
     Text,
     answer_prompts,
-    score_heads,
-    score_layers,
+    score_exits,
 )
 from ppsd_cli.tasks.calibrate.forecast import Times
 from ppsd_cli.tasks.calibrate.measure_times import STAND_IN, Subject, measure_times, windows
@@ -127,12 +131,9 @@ def calibrate(job: Job, meter: Meter) -> Calibration:
     if not candidates:
         raise ConfigError("no pipeline fits this model and these devices; name other --devices")
     best = best_three(candidates)
-    checked = run_candidates(predictor.plain, best, track_of(job, len(best) + 1, meter))
+    checked = check_candidates(job, predictor.plain, best, meter)
     verdict = decide(checked, names={h.folder: h.name for h in job.heads})
     chosen = verdict.chosen
-    memory = plan_memory(
-        job.spec, replace(job.config, split=chosen.split, devices=chosen.devices, head=chosen.head)
-    )
     result = Calibration(
         model=job.model,
         model_hash=job.config.model_hash,
@@ -149,7 +150,7 @@ def calibrate(job: Job, meter: Meter) -> Calibration:
         boundary=measured.boundary,
         layers=scores.layers,
         heads=tuple(_head_score(head, scores.heads[head.folder]) for head in job.heads),
-        memory=memory,
+        memory=memory_of(job, chosen),
         plain=predictor.plain,
         candidates=tuple(candidates),
         checked=tuple(checked),
@@ -163,23 +164,27 @@ def calibrate(job: Job, meter: Meter) -> Calibration:
 
 def score(job: Job, meter: Meter) -> Scores:
     """The model's answers, and how often exits and heads guess them."""
-    every = max(job.threads)
-    if job.config.devices[0] == "cpu":
-        torch.set_num_threads(every)
-    loader = loader_of(job.config)
-    meter.begin("answers", 1)
-    backbone = Backbone.load(loader)
-    turns = (each.question.turns[0] for each in job.asked)
-    prompts = [job.talk.encode([user(turn)]) for turn in turns]
-    texts = answer_prompts(backbone, prompts, tokens=job.tokens, end_ids=job.end_ids)
-    meter.step()
+    texts = _answers(job, meter)
     if not texts:
         raise ConfigError("the model ends every answer at once; give other --prompts")
+    if job.config.devices[0] == "cpu":
+        torch.set_num_threads(max(job.threads))
+    meter.begin("acceptance", len(texts) + job.spec.layers)
+    loader = loader_of(job.config)
+    backbone = Backbone.load(loader)
     heads = {each.folder: _weights(each, loader, backbone) for each in job.heads}
-    meter.begin("acceptance", 2 * len(texts) + job.spec.layers)
-    found = score_heads(backbone, heads, texts, meter.step)
-    layers = score_layers(backbone, texts, meter.step)
+    layers, found = score_exits(backbone, heads, texts, meter.step)
     return Scores(tuple(texts), layers, found)
+
+
+def _answers(job: Job, meter: Meter) -> list[Text]:
+    """The engine that writes them is gone when this returns, with its memory."""
+    turns = (each.question.turns[0] for each in job.asked)
+    prompts = [job.talk.encode([user(turn)]) for turn in turns]
+    meter.begin("answers", len(prompts))
+    with open_engine(job.config, processes=job.layout.processes) as engine:
+        decoder = EngineDecoder(engine, drafting=False)
+        return answer_prompts(decoder, prompts, limits_of(job), meter.step)
 
 
 def measure(job: Job, length: float, meter: Meter) -> Measured:
@@ -198,16 +203,7 @@ def measure(job: Job, length: float, meter: Meter) -> Measured:
 
 def predictor_of(job: Job, times: Times) -> Predictor:
     """Predictions for the candidates that fit into memory."""
-    sizes = {head.folder: (head.info.blocks, head.info.draft_vocabulary) for head in job.heads}
-
-    def has_room(candidate: Candidate) -> bool:
-        blocks, vocabulary = sizes.get(candidate.head or "", (0, None))
-        config = replace(
-            job.config, split=candidate.split, devices=candidate.devices, head=candidate.head
-        )
-        return fits(plan_memory(job.spec, config, blocks=blocks, draft_vocab=vocabulary))
-
-    return Predictor(times, job.layout, has_room)
+    return Predictor(times, job.layout, lambda candidate: fits(memory_of(job, candidate)))
 
 
 def guessers_of(job: Job, scores: Scores) -> list[Guesser]:
@@ -223,6 +219,34 @@ def guessers_of(job: Job, scores: Scores) -> list[Guesser]:
     return found + raw_guessers(RAW_EXIT, scores.layers)
 
 
+def check_candidates(
+    job: Job, plain: Candidate, candidates: Sequence[Candidate], meter: Meter
+) -> list[Checked]:
+    """Run plain decoding and the candidates: side by side where all fit into memory at once, else
+    one at a time beside plain decoding."""
+    plans = [memory_of(job, each) for each in (plain, *candidates)]
+    needed: dict[str, int] = {}
+    for each in (each for plan in plans for each in plan):
+        needed[each.device] = needed.get(each.device, 0) + each.needed
+    free = {each.device: each.available for plan in plans for each in plan}
+    together = tuple(DeviceMemory(d, count, free[d]) for d, count in needed.items())
+    if fits(together):
+        track = track_of(job, len(candidates) + 1, meter)
+        return run_candidates(plain, candidates, track)
+    runs = [run_candidates(plain, [each], track_of(job, 2, meter)) for each in candidates]
+    return [runs[0][0], *(checked for _, checked in runs)]
+
+
+def memory_of(job: Job, candidate: Candidate) -> tuple[DeviceMemory, ...]:
+    """What a candidate needs of each device, its head included."""
+    sizes = {head.folder: (head.info.blocks, head.info.draft_vocabulary) for head in job.heads}
+    blocks, vocabulary = sizes.get(candidate.head or "", (0, None))
+    config = replace(
+        job.config, split=candidate.split, devices=candidate.devices, head=candidate.head
+    )
+    return plan_memory(job.spec, config, blocks=blocks, draft_vocab=vocabulary)
+
+
 def track_of(job: Job, contenders: int, meter: Meter) -> Track:
     """The prompts of the calibration, as a benchmark runs them."""
     course = Course(
@@ -230,7 +254,7 @@ def track_of(job: Job, contenders: int, meter: Meter) -> Track:
             replace(each, question=replace(each.question, turns=each.question.turns[:1]))
             for each in job.asked
         ),
-        limits=Limits(job.tokens, job.config.slots, frozenset(job.end_ids)),
+        limits=limits_of(job),
         repetitions=1,
         warmup=1,
         seed=0,
@@ -240,6 +264,11 @@ def track_of(job: Job, contenders: int, meter: Meter) -> Track:
     return Track(job.config, job.talk, course, meter.step)
 
 
+def limits_of(job: Job) -> Limits:
+    """When an answer ends."""
+    return Limits(job.tokens, job.config.slots, frozenset(job.end_ids))
+
+
 def loader_of(config: PipelineConfig) -> Loader:
     """Reads the model for the first device."""
     device = torch.device(config.devices[0])
@@ -247,26 +276,34 @@ def loader_of(config: PipelineConfig) -> Loader:
     return Loader(checkpoint, spec_of(config.folder), getattr(torch, config.dtype), device)
 
 
-def named_heads(calibration: Calibration, names: dict[str, str]) -> Calibration:
+def named_heads(calibration: Calibration, names: Mapping[str, str]) -> Calibration:
     """With the names of heads in place of the folders in which they lay while they were run."""
 
+    def name(head: str | None) -> str | None:
+        return names.get(head or "", head)
+
     def of(candidate: Candidate) -> Candidate:
-        return replace(candidate, head=names.get(candidate.head or "", candidate.head))
+        return replace(candidate, head=name(candidate.head))
 
     return replace(
         calibration,
-        timings=tuple(
-            replace(t, head=names.get(t.head or "", t.head)) for t in calibration.timings
-        ),
+        timings=tuple(replace(each, head=name(each.head)) for each in calibration.timings),
         parts=tuple(
-            replace(p, heads=tuple((names.get(h, h), s) for h, s in p.heads))
-            for p in calibration.parts
+            replace(part, heads=tuple((names.get(head, head), s) for head, s in part.heads))
+            for part in calibration.parts
         ),
         plain=of(calibration.plain),
         candidates=tuple(map(of, calibration.candidates)),
-        checked=tuple(replace(c, candidate=of(c.candidate)) for c in calibration.checked),
+        checked=tuple(named_heads_of(each, names) for each in calibration.checked),
         chosen=of(calibration.chosen),
     )
+
+
+def named_heads_of(checked: Checked, names: Mapping[str, str]) -> Checked:
+    """The same for one candidate that was run."""
+    candidate = checked.candidate
+    head = names.get(candidate.head or "", candidate.head)
+    return replace(checked, candidate=replace(candidate, head=head))
 
 
 def _weights(head: GivenHead, loader: Loader, backbone: Backbone) -> HeadWeights:

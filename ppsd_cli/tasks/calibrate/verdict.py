@@ -41,9 +41,9 @@ def describe(candidate: Candidate, names: Mapping[str, str] | None = None) -> st
     """A pipeline in a few words."""
     split = ",".join(map(str, candidate.split))
     if candidate.head is None:
-        return f"{candidate.decoder} {split}"
+        return f"split {split}"
     head = (names or {}).get(candidate.head, candidate.head)
-    return f"{candidate.decoder} {split} with {'a raw exit' if head == 'raw' else head}"
+    return f"split {split} with {'a raw exit' if head == 'raw' else head}"
 
 
 def limits(candidate: Candidate) -> str:
