@@ -2,14 +2,14 @@
 
 Measures times and acceptance once, predicts every setting from them, then runs all settings with
 the function by which `ppsd calibrate` checks its candidates, a few at a time, each time with
-plain decoding beside them. Prints JSON; --plot draws predicted against measured.
+plain decoding beside them. The JSON is written after every group, so that a run that is ended
+early leaves what it has; --plot draws predicted against measured.
 
-Usage: python docs/benchmarks/calibrate_sweep.py [--model smollm2-135m] [--devices ...] > FILE.json
+Usage: python docs/benchmarks/calibrate_sweep.py -o FILE.json [--model smollm2-135m] [--devices ...]
 """
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ppsd_cli.commands.calibrate_run import CalibrateOptions, prepare_job
 from ppsd_cli.commands.report import versions
 from ppsd_cli.commands.session import ModelChoice, find_model, find_profile
 from ppsd_cli.config import Settings, parse_devices
+from ppsd_cli.files import replace_bytes
 from ppsd_cli.runtime.pipeline import RAW_EXIT
 from ppsd_cli.tasks.calibrate.candidates import Guesser, Predictor, best_three
 from ppsd_cli.tasks.calibrate.check import run_candidates
@@ -141,7 +142,7 @@ def plot(records: list[dict[str, Any]], title: str) -> str:
 
 
 def main() -> None:
-    """Predict, run all, print JSON."""
+    """Predict, run all, write JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--devices")
@@ -149,6 +150,7 @@ def main() -> None:
     parser.add_argument("--context", type=int)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--output", "-o", type=Path, required=True)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     devices = None if arguments.devices is None else parse_devices(arguments.devices)
@@ -173,32 +175,37 @@ def main() -> None:
             predictor.plain, group, track_of(job, len(group) + 1, steps)
         )
         plains.append(plain)
-        records += [record(named_heads_of(each, names), plain) for each in checked]
+        found = [record(named_heads_of(each, names), plain) for each in checked]
+        records += found if first else [record(plain, plain), *found]
+        for each in records[-len(found) :]:
+            steps.say(line(each))
+        report = {
+            "model": job.model,
+            "machine": dict(job.machine),
+            "versions": versions(),
+            "prompts": len(scores.texts),
+            "tokens": arguments.tokens,
+            "ar_of_each_group": [each.speed for each in plains],
+            "best_three_predicted": [
+                {"split": list(c.split), "head": names.get(c.head or "", c.head)} for c in best
+            ],
+            "complete": first + GROUP >= len(settings),
+            "settings": records,
+        }
+        replace_bytes(arguments.output, (json.dumps(report, indent=1) + "\n").encode())
+        if arguments.plot is not None:
+            title = f"{job.model}: {len(records)} settings"
+            replace_bytes(arguments.plot, plot(records, title).encode())
     steps.close()
-    records.insert(0, record(plains[0], plains[0]))
-    for each in records:
-        steps.say(
-            f"{each['decoder']} {each['split']} {each['head'] or ''} {each['threads']} threads: "
-            f"predicted {each['predicted']:.1f}, measured {each['measured']:.1f}, "
-            f"ratio {each['predicted_over_measured']:.3f}, speed-up {each['speedup']:.3f}"
-        )
-    report = {
-        "model": job.model,
-        "machine": dict(job.machine),
-        "versions": versions(),
-        "prompts": len(scores.texts),
-        "tokens": arguments.tokens,
-        "ar_of_each_group": [each.speed for each in plains],
-        "best_three_predicted": [
-            {"split": list(c.split), "head": names.get(c.head or "", c.head)} for c in best
-        ],
-        "settings": records,
-    }
-    json.dump(report, sys.stdout, indent=1)
-    sys.stdout.write("\n")
-    if arguments.plot is not None:
-        title = f"{job.model}: {len(records)} settings"
-        arguments.plot.write_text(plot(records, title), encoding="utf-8")
+
+
+def line(each: dict[str, Any]) -> str:
+    """One setting for people."""
+    return (
+        f"{each['decoder']} {each['split']} {each['head'] or ''} {each['threads']} threads: "
+        f"predicted {each['predicted']:.1f}, measured {each['measured']:.1f}, "
+        f"ratio {each['predicted_over_measured']:.3f}, speed-up {each['speedup']:.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def marks(calibration: Calibration) -> list[Mark]:
     shown: dict[tuple[object, ...], Candidate] = {}
     for each in (*(c.candidate for c in calibration.checked), *calibration.candidates):
         if each.head is not None and (each in speeds or each.head != "raw"):
-            shown.setdefault((each.head, each.stages), each)
+            shown.setdefault((each.head, each.exit_layer, each.stages), each)
     found = []
     for each in shown.values():
         run = speeds.get(each)
