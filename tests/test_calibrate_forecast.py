@@ -264,15 +264,26 @@ def test_what_does_not_fit_is_left_out():
     assert [c.stages for c in found] == [2]
 
 
-def test_the_suggested_exit_is_near_what_it_needs_and_settled():
-    def score(layer, top8, agreement):
-        return LayerScore(layer, (0.1, 0.2, 0.3, top8), agreement)
+def test_the_suggested_exit_needs_little_and_is_settled():
+    def score(layer, agreement):
+        return LayerScore(layer, (0.1, 0.2, 0.3, 0.4), agreement)
 
-    layers = [score(n, 0.2, 0.5) for n in range(1, LAYERS)]
-    layers[6] = score(7, 0.6, 0.5)
-    layers[7] = score(8, 0.6, 0.9)
-    found = Predictor(process_times(), LAYOUT).suggest("good", layers)
-    assert found.exit_layer in (7, 8)
+    layers = [score(n, 0.5) for n in range(1, LAYERS)]
+    predictor = Predictor(process_times(), LAYOUT)
+
+    def need(layer):
+        return predictor.suggest("good", [layers[layer - 1]]).needed
+
+    least = min(range(1, LAYERS), key=need)
+    found = predictor.suggest("good", layers)
+    assert found.needed <= need(least) + 0.03
+    far = max(range(1, LAYERS), key=need)
+    assert need(far) > need(least) + 0.1
+    layers[far - 1] = score(far, 0.99)
+    assert predictor.suggest("good", layers).exit_layer != far
+    near = [n for n in range(1, LAYERS) if need(n) <= need(least) + 0.03]
+    layers[near[-1] - 1] = score(near[-1], 0.9)
+    assert predictor.suggest("good", layers).exit_layer == near[-1]
     hopeless = Boundary(99.0, 0.0, 0.0, (1.0,), (6, 6))
     times = process_times(boundary=hopeless)
     assert Predictor(times, LAYOUT).suggest("good", layers) is None

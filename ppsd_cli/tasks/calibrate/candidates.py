@@ -119,9 +119,9 @@ class Predictor:
     def suggest(self, stand_in: str, layers: Sequence[LayerScore]) -> Suggestion | None:
         """Where a trained head of about the stand-in's size is most likely to pay.
 
-        Of the exits whose raw guesses (target in the top 8) come nearest to the acceptance that a
-        head would need there, the one whose layer agrees most with the next one: what follows it
-        changes the answer least. None where no acceptance is enough.
+        Of the exits that need nearly the least acceptance to reach plain decoding, the one whose
+        layer agrees most with the next one: what follows it changes the answer least. None where
+        no acceptance is enough.
         """
         found = []
         for score in layers:
@@ -137,8 +137,8 @@ class Predictor:
                 found.append(Suggestion(score.layer, split, needed, score.top[-1], score.agreement))
         if not found:
             return None
-        nearest = max(each.raw - each.needed for each in found)
-        near = [each for each in found if each.raw - each.needed >= nearest - _NEAR]
+        least = min(each.needed for each in found)
+        near = [each for each in found if each.needed <= least + _NEAR]
         return max(near, key=lambda each: each.agreement)
 
     def _speed(self, guesser: Guesser, stages: int, tick: float) -> float:
