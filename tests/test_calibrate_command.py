@@ -115,6 +115,15 @@ def test_generate_follows_the_profile(whole, ppsd):
     assert "(profile tiny, " in done.err
 
 
+def test_bench_says_what_the_profile_decided(whole, ppsd, prompts):
+    place, data = whole
+    args = ("bench", "--profile", str(place), "--prompts", str(prompts), "-n", "8", "--limit", "1")
+    done = ppsd.run(*args, "--devices", "cpu", "--split", "3,3", "--json", "--decoders", "ar")
+    assert done.code == 0, done.err
+    (note,) = [n for n in json.loads(done.out)["notes"] if data["reason"] in n]
+    assert note.startswith(f"the profile's decoder is {data['chosen']['decoder']}: ")
+
+
 def test_show(whole, ppsd, tmp_path, monkeypatch):
     place, data = whole
     monkeypatch.setenv("COLUMNS", "400")

@@ -145,7 +145,7 @@ def test_the_needed_acceptance_gives_plain_speed(stages, tick, plain):
 # Splits
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_no_split_is_better_over_unequal_devices(data):
     stages = data.draw(st.integers(2, 4))
@@ -182,6 +182,23 @@ def test_splits_that_cannot_be():
     assert best_split(12, stages=4, exit_layer=10, taps=(10,), cost=even) is None
     assert best_split(12, stages=3, exit_layer=6, taps=(6, 12), cost=even) is None
     assert best_split(12, stages=2, exit_layer=6, taps=(6, 12), cost=even) == (6, 6)
+
+
+def test_two_busiest_stages_are_both_relieved():
+    def cost(split):
+        return max(split[1] * 2.0, split[2] * 1.0, split[3] * 0.5)
+
+    found = best_split(12, stages=4, exit_layer=1, taps=(1,), cost=cost)
+    assert cost(found) == 3.5
+
+
+def test_no_layer_leaves_a_stage_that_owes_the_head_a_state():
+    def cost(split):
+        return max(split[0], 9 * split[1], split[2])
+
+    free = best_split(12, stages=3, exit_layer=4, taps=(4,), cost=cost)
+    assert free == (4, 1, 7)
+    assert best_split(12, stages=3, exit_layer=4, taps=(4, 10), cost=cost) == (4, 6, 2)
 
 
 # Parts

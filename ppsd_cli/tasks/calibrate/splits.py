@@ -1,8 +1,10 @@
 """The best partition of the layers behind an exit over stages of unequal speed. Pure."""
 
+from collections import deque
 from collections.abc import Callable
 
 Cost = Callable[[tuple[int, ...]], float]
+_LEVEL = 500
 
 
 def best_split(
@@ -11,18 +13,29 @@ def best_split(
     """The split with that exit and the least cost; None where there is none.
 
     ``taps``: depths that the head reads at the lags 0, 1, ...; each must lie in a stage not later
-    than its lag. Layers move between stages as long as the cost falls: it is that of the busiest
-    stage, which has no other minimum where more layers never take less time.
+    than its lag. Layers move between stages as long as the cost falls. Where it stays level because
+    several stages are the busiest, up to ``_LEVEL`` splits of the same cost are walked through.
     """
     split = _first(layers, stages, exit_layer, taps)
-    if split is None:
-        return None
-    best = cost(split)
-    while True:
-        found = min(((cost(s), s) for s in _moved(split, taps)), default=None)
-        if found is None or found[0] >= best:
+    while split is not None:
+        better = _improved(split, taps, cost)
+        if better is None:
             return split
-        best, split = found
+        split = better
+    return None
+
+
+def _improved(split: tuple[int, ...], taps: tuple[int, ...], cost: Cost) -> tuple[int, ...] | None:
+    """A split of less cost that moves of layers reach without raising it; None: there is none."""
+    level, known, waiting = cost(split), {split}, deque([split])
+    while waiting and len(known) < _LEVEL:
+        reached = [each for each in _moved(waiting.popleft(), taps) if each not in known]
+        costs = [cost(each) for each in reached]
+        if costs and min(costs) < level:
+            return reached[costs.index(min(costs))]
+        known.update(reached)
+        waiting += [each for each, own in zip(reached, costs, strict=True) if own == level]
+    return None
 
 
 def _first(
