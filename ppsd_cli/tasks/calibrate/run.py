@@ -168,7 +168,7 @@ def score(job: Job, meter: Meter) -> Scores:
     if not texts:
         raise ConfigError("the model ends every answer at once; give other --prompts")
     if job.config.devices[0] == "cpu":
-        torch.set_num_threads(max(job.threads))
+        torch.set_num_threads(job.threads[0])  # with all cores, any other program halts it
     meter.begin("acceptance", len(texts) + job.spec.layers)
     loader = loader_of(job.config)
     backbone = Backbone.load(loader)
