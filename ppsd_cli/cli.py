@@ -10,6 +10,7 @@ import typer
 
 from ppsd_cli import __version__
 from ppsd_cli.commands.bench import bench
+from ppsd_cli.commands.calibrate import calibrate
 from ppsd_cli.commands.generate import generate
 from ppsd_cli.commands.group import Group, ReaderGone
 from ppsd_cli.commands.train_head import train_head
@@ -43,6 +44,7 @@ def _root(
 
 app.command()(generate)
 app.command()(bench)
+app.command()(calibrate)
 app.command("train-head")(train_head)
 
 

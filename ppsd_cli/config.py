@@ -81,6 +81,8 @@ class Profile:
     """Named settings for one model. ``folder`` is where relative head paths start.
 
     ``heads``: draft heads to choose from; the first that fits the wanted stages is taken.
+    ``evidence``: what the settings rest on; that of ``ppsd calibrate`` is a whole calibration
+    (``tasks.calibrate.export``), whatever else stands there is for people.
     """
 
     name: str
@@ -91,6 +93,12 @@ class Profile:
     model_hash: str | None = None
     folder: Path | None = None
     heads: tuple[str, ...] = ()
+    evidence: Mapping[str, Any] | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the evidence is that of ``ppsd calibrate``."""
+        return self.evidence is not None and "schema_version" in self.evidence
 
 
 def parse_split(text: str) -> tuple[int, ...]:
@@ -219,6 +227,7 @@ def read_profile(path: Path) -> Profile:
             model_hash=_text(data, "model_hash"),
             folder=path.parent,
             heads=_names(data, "heads"),
+            evidence=_map(data, "evidence"),
         )
     except (ConfigError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -238,6 +247,14 @@ def _names(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise ValueError(f"{key}: {value!r} is no list of names")
     return tuple(value)
+
+
+def _map(data: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
+    """Keys and values, or None; ValueError for anything else."""
+    value = data.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{key}: expected keys and values")
+    return value
 
 
 def _wheel(data: Mapping[str, Any]) -> WheelFile:

@@ -109,7 +109,7 @@ def test_widths_that_cannot_be(ppsd, options, says):
 def test_the_cuda_engine_refuses_trees_before_anything_loads(ppsd, monkeypatch):
     from ppsd_cli.runtime import engine
 
-    monkeypatch.setattr(engine, "on_one_gpu", lambda _devices: True)
+    monkeypatch.setattr(engine, "has_graphs", lambda _config: True)
     result = ppsd.generate(*PROMPT, *TREE)
     assert (result.code, result.out) == (2, "")
     assert "trees do not run on the CUDA engine yet; use --width 1" in result.err

@@ -9,6 +9,7 @@ from ppsd_cli.assets.tokenizer import load_tokenizer
 from ppsd_cli.bench_records import TaskInfo
 from ppsd_cli.commands.bench_options import BenchOptions
 from ppsd_cli.commands.find_head import UNTRAINED, find_head
+from ppsd_cli.commands.follow_profile import profile_reason
 from ppsd_cli.commands.session import ModelChoice, Plan, find_profile, make_plan
 from ppsd_cli.config import DEFAULT_TREE_SCALE, Settings
 from ppsd_cli.core.schedule import Limits
@@ -67,7 +68,7 @@ def prepare(
         plan.config.slots,
         frozenset() if options.ignore_eos else plan.eos_ids,
     )
-    notes = list(plan.notes)
+    notes = [*_profile_note(choice, flags), *plan.notes]
     fits = [_fits(talk, each, limits) for each in asked]
     fitting = tuple(itertools.compress(asked, fits))
     notes += [
@@ -118,6 +119,14 @@ def _read_tasks(
         for question in spread(questions, options.limit)
     ]
     return tuple(info for info, _ in loaded), tuple(asked)
+
+
+def _profile_note(choice: ModelChoice, flags: Settings) -> list[str]:
+    """Why a calibrated profile has the decoder that it has; the benchmark runs ppsd in any case."""
+    profile = find_profile(choice)
+    decoder = profile.settings.decoder
+    reason = None if decoder is None else profile_reason(flags, profile, decoder)
+    return [] if reason is None else [f"the profile's decoder is {decoder}: {reason}"]
 
 
 def _fits(talk: Talk, asked: Asked, limits: Limits) -> bool:

@@ -67,6 +67,12 @@ def notes_on_head(head: str | None) -> list[str]:
     return []
 
 
+def shipped_name(folder: str) -> str:
+    """What a person calls the head in ``folder``: its name if it is shipped, else the folder."""
+    path = Path(folder)
+    return path.name if path.parent == _SHIPPED.absolute() else folder
+
+
 def _head_folder(name: str, profile: Profile) -> str:
     """Where a head lies: a path, beside the profile, or shipped by name."""
     places = [Path(name).expanduser(), _SHIPPED / name]

@@ -16,6 +16,7 @@ from ppsd_cli.commands.find_head import (
     head_size,
     notes_on_head,
 )
+from ppsd_cli.commands.follow_profile import follow, machine_notes, profile_reason
 from ppsd_cli.config import (
     DEFAULT_DRAFT_LENGTH,
     Profile,
@@ -112,7 +113,7 @@ def find_model(
     """The model's files; AssetError if they are missing or not those of the profile."""
     if choice.random_weights is not None:
         return _random_files(choice)
-    own = choice.model is None or choice.model == profile.name
+    own = choice.model in (None, profile.name, profile.model)
     name = (profile.model or profile.name) if own else str(choice.model)
     wheel = None
     if own and profile.wheel is not None:
@@ -150,7 +151,7 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
     """Decide everything that can be decided before weights load."""
     check(flags)
     profile = find_profile(choice)
-    settings = flags.over(profile.settings)
+    settings = follow(flags, profile)
     files = find_model(choice, profile, progress)
     spec = spec_of(files.folder)
     head = find_head(settings, profile)
@@ -179,14 +180,16 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
         split=split,
         devices=devices,
         dtype=choose_dtype(settings.dtype, devices),
-        slots=_context(settings, spec),
+        slots=context_of(settings, spec),
         head=head,
         draft_vocab=settings.draft_vocab,
         threads=settings.threads or default_threads(len(split)),
         width=(settings.width or 1) if decoder == "ppsd" else 1,
     )
     check_engine(config)
-    notes = [f"decoder ar: {reason}"] if reason else []
+    reason = reason or profile_reason(flags, profile, decoder)
+    notes = [f"decoder {decoder}: {reason}"] if reason else []
+    notes += machine_notes(profile, devices)
     notes += notes_on_head(head)
     if devices[0].startswith("cuda") and not has_graphs(config):
         notes.append(
@@ -279,7 +282,8 @@ def _stage_count(
     return 1 if decoder == "ar" else 2
 
 
-def _context(settings: Settings, spec: ModelSpec) -> int:
+def context_of(settings: Settings, spec: ModelSpec) -> int:
+    """Tokens of prompt and answer together; ConfigError for more than the model was made for."""
     if settings.context is None:
         return min(spec.context, DEFAULT_CONTEXT)
     if settings.context > spec.context:

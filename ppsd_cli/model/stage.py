@@ -125,6 +125,11 @@ class Stage:
                 taps[depth] = hidden
         return hidden, taps
 
+    def first_layers(self, count: int) -> "Stage":
+        """A stage of the first ``count`` layers, with the same weights but caches of its own."""
+        part = StageRange(self.part.first, self.part.first + count, self.part.total)
+        return Stage(self.spec, part, self._weights[:count], slots=self.slots)
+
     def tensors(self) -> Iterator[Tensor]:
         """Every weight that this stage holds, shared ones once."""
         if self.embedding is not None:

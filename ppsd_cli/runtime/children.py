@@ -9,10 +9,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
-from typing import IO
+from typing import IO, Any
 
 import ppsd_cli
 from ppsd_cli.errors import ResourceError
@@ -109,18 +110,36 @@ def _listen(port: int) -> socket.socket:
 def _spawn(
     config: PipelineConfig, stage: int, listener: socket.socket, cores: list[int] | None
 ) -> Child:
+    setup = {"stage": stage, "port": listener.getsockname()[1], "cores": cores}
+    shared = listener.fileno() if stage == 0 else None
+    return launch("stage_main", config, setup, arguments=[listener.fileno()], shared=shared)
+
+
+def launch(
+    module: str,
+    config: PipelineConfig,
+    setup: dict[str, Any],
+    *,
+    arguments: Sequence[int] = (),
+    shared: int | None = None,
+) -> Child:
+    """Start ``runtime.module`` with a control channel and give it ``setup`` and the config.
+
+    ``setup["stage"]`` names the child; ``arguments`` follow the channel's descriptor on its
+    command line; ``shared``: one more descriptor that it inherits.
+    """
     ours, theirs = socket.socketpair()
-    listen_fd = listener.fileno()
+    stage: int = setup["stage"]
     log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by ``stop``)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ppsd_cli.runtime.stage_main"]
-            + [str(theirs.fileno()), str(listen_fd)],
+            [sys.executable, "-P", "-m", f"ppsd_cli.runtime.{module}"]
+            + [str(number) for number in (theirs.fileno(), *arguments)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             env=_environment(config),
-            pass_fds=[theirs.fileno()] + ([listen_fd] if stage == 0 else []),
+            pass_fds=[theirs.fileno()] + ([] if shared is None else [shared]),
             start_new_session=True,
         )
     except BaseException:
@@ -132,16 +151,10 @@ def _spawn(
     child = Child(stage, stage_name(config, stage), process, Channel(ours), log)
     # The kernel's parent-death signal follows the thread that started the child.
     lasting = threading.current_thread() is threading.main_thread()
-    setup = {
-        "stage": stage,
-        "config": config.to_json(),
-        "port": listener.getsockname()[1],
-        "cores": cores,
-        "die_with": os.getpid() if lasting else None,
-    }
+    told = setup | {"config": config.to_json(), "die_with": os.getpid() if lasting else None}
     # A child that is dead already shows that to whoever listens to its channel.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        child.channel.send(SETUP, json.dumps(setup).encode())
+        child.channel.send(SETUP, json.dumps(told).encode())
     return child
 
 

@@ -32,11 +32,11 @@ def main(control_fd: int, listen_fd: int) -> None:
     if setup["cores"] is not None:
         os.sched_setaffinity(0, setup["cores"])
     Pulse(channel).start()
-    _report_to(channel)
+    report_to(channel)
     _run(setup, channel, listen_fd)
 
 
-def _report_to(channel: Channel) -> None:
+def report_to(channel: Channel) -> None:
     """Have whatever ends this process told to the driver."""
 
     def report(

@@ -1,4 +1,4 @@
-"""Progress of training on stderr."""
+"""Progress of long work on stderr."""
 
 import sys
 from typing import Any
@@ -53,3 +53,32 @@ class Bars:
             )
             self._name = name
         self._bar.update(there - self._bar.n)
+
+
+class Steps:
+    """One bar at a time for the named parts of a task; silent when ``quiet``."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar: Any = None
+
+    def say(self, line: str) -> None:
+        """One line on stderr."""
+        if not self._quiet:
+            tqdm.write(line, file=sys.stderr)
+
+    def begin(self, name: str, total: int) -> None:
+        """A new part of so many steps; the last one is over."""
+        self.close()
+        self._bar = tqdm(total=total, desc=name, disable=self._quiet)
+
+    def step(self) -> None:
+        """One step is done."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def close(self) -> None:
+        """Finish the bar that is shown."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,201 @@
+"""What a calibration measured, and what it predicts and chose from that.
+
+``tasks/calibrate`` fills these records, ``ui/`` shows them, and a profile keeps them as its
+evidence. Times in seconds, sizes in bytes, rates as shares from 0 to 1.
+"""
+
+from dataclasses import dataclass
+
+SCHEMA_VERSION = 1
+TOP = (1, 2, 4, 8)
+"""Guesses that count as right among so many best ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One measured turn of a stage: ``layers`` of them, with the draft ``head`` and the LM matrix
+    where named.
+
+    ``busy``: stages at work at the same time on this machine; ``length``: cache slots seen;
+    ``width``: rows; ``threads``: CPU threads of a stage, 0 on a GPU; ``turns``: how many were
+    timed; ``seconds``: their median.
+    """
+
+    device: str
+    threads: int
+    busy: int
+    layers: int
+    length: int
+    seconds: float
+    turns: int
+    width: int = 1
+    lm: bool = False
+    head: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PartTimes:
+    """What the parts of a stage take, fitted to timings of one device, threads and load.
+
+    A turn of m layers that sees s slots takes ``fixed + m * (layer + s * slot)``, and ``lm`` and
+    the head's time more where it has them.
+    """
+
+    device: str
+    threads: int
+    busy: int
+    fixed: float
+    layer: float
+    slot: float
+    lm: float
+    heads: tuple[tuple[str, float], ...] = ()
+
+    def turn(self, layers: int, length: float, *, lm: bool = False) -> float:
+        """Seconds of a stage's work on one token, without a draft."""
+        return self.fixed + layers * (self.layer + length * self.slot) + (self.lm if lm else 0.0)
+
+    def head(self, name: str) -> float:
+        """Seconds of one draft."""
+        return dict(self.heads)[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """What the real runners add, from one short run of a pipeline.
+
+    ``hop``: from the end of a stage's work to the start of the next stage's. ``turn``: what a
+    stage's work takes beyond its parts, alone and with every stage busy. ``spread``: durations of
+    a stage's work over their median. ``split``: the layers of the stages that were run.
+    """
+
+    hop: float
+    turn_alone: float
+    turn_busy: float
+    spread: tuple[float, ...]
+    split: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerScore:
+    """What the model says behind one layer: final norm and LM matrix on its state.
+
+    ``top``: share of answer tokens among its best 1, 2, 4, 8. ``agreement``: share of tokens at
+    which its first choice is also that of the next layer.
+    """
+
+    layer: int
+    top: tuple[float, ...]
+    agreement: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeadScore:
+    """Acceptance of one draft head: overall, and of each answer by its guesses in turn."""
+
+    name: str
+    exit_layer: int
+    stages: int
+    kind: str
+    top: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to decode with what is predicted for it; ``head`` None is plain decoding.
+
+    ``limit``: what holds it back most: ``acceptance``, ``stage 0``, ``last stage``, ``boundary``
+    or, where none of them stands out, ``stages``.
+    ``needed``: acceptance at which it would be as fast as plain decoding; above 1 none is enough.
+    """
+
+    decoder: str
+    split: tuple[int, ...]
+    devices: tuple[str, ...]
+    processes: bool
+    threads: int
+    head: str | None
+    width: int
+    acceptance: float | None
+    tokens_per_tick: float
+    tick_seconds: float
+    tokens_per_second: float
+    limit: str | None = None
+    needed: float | None = None
+
+    @property
+    def stages(self) -> int:
+        """Number of stages."""
+        return len(self.split)
+
+    @property
+    def exit_layer(self) -> int | None:
+        """Layers before the draft head."""
+        return self.split[0] if self.head is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A candidate that was run. ``speed`` in tokens/s with its 95% interval over the prompts."""
+
+    candidate: Candidate
+    speed: float
+    low: float
+    high: float
+    acceptance: float | None
+    tokens_per_tick: float | None
+
+    @property
+    def error(self) -> float:
+        """Predicted over measured speed, less 1."""
+        return self.candidate.tokens_per_second / self.speed - 1
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """What one device needs for its layers, caches, head and LM matrix, and has (None: unknown)."""
+
+    device: str
+    needed: int
+    available: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """Where a trained head would be worth it: an exit layer, a split, and the acceptance that
+    would reach plain decoding's speed there."""
+
+    exit_layer: int
+    split: tuple[int, ...]
+    needed: float
+    raw: float
+    agreement: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A whole calibration."""
+
+    model: str
+    model_hash: str
+    machine: tuple[tuple[str, str], ...]
+    date: str
+    dtype: str
+    context: int
+    prompts: str
+    answers: int
+    answer_tokens: int
+    length: float
+    """Mean cache length at which speeds are predicted."""
+    timings: tuple[Timing, ...]
+    parts: tuple[PartTimes, ...]
+    boundary: Boundary | None
+    layers: tuple[LayerScore, ...]
+    heads: tuple[HeadScore, ...]
+    memory: tuple[DeviceMemory, ...]
+    plain: Candidate
+    candidates: tuple[Candidate, ...]
+    checked: tuple[Checked, ...]
+    chosen: Candidate
+    reason: str
+    suggestion: Suggestion | None
+    seconds: float

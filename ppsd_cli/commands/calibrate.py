@@ -1,0 +1,109 @@
+"""``ppsd calibrate``: find the exit layer, the split and the decoder that suit this machine."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppsd_cli.commands import options
+
+_WHAT, _OUTPUT = "Measuring", "Output"
+
+
+def calibrate(  # noqa: PLR0913 (one parameter a flag)
+    model: options.Model = None,
+    show: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_OUTPUT,
+            help="Print a calibrated profile (name or file) and end; measures nothing.",
+        ),
+    ] = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=_WHAT,
+            help="Draft head to try: folder, shipped name, or raw for none (repeatable). "
+            "Default: those of the model's profile.",
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_WHAT,
+            help="Prompts of your own: JSON lines with turns or prompt, or one prompt a line. "
+            "Default: the twelve of the task smoke.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(rich_help_panel=_WHAT, help="So many of the prompts, over their categories."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(
+            "--max-new-tokens", "-n", rich_help_panel=_WHAT, help="Tokens of each answer."
+        ),
+    ] = 48,
+    no_chat_template: Annotated[
+        bool,
+        typer.Option("--no-chat-template", rich_help_panel=_WHAT, help="Continue the bare text."),
+    ] = False,
+    devices: options.Devices = None,
+    threads: options.Threads = None,
+    profile: options.ProfileName = None,
+    revision: options.Revision = None,
+    dtype: options.Dtype = None,
+    context: options.Context = None,
+    offline: options.Offline = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", rich_help_panel=_OUTPUT,
+            help="The profile's file. Default: MODEL-calibrated.yaml in your profiles folder.",
+        ),
+    ] = None,
+    json_output: Annotated[
+        bool, typer.Option("--json", rich_help_panel=_OUTPUT, help="One JSON object on stdout.")
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=_OUTPUT, help="Also draw the curve into an SVG file."),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", rich_help_panel=_OUTPUT, help="No progress.")
+    ] = False,
+    debug: options.Debug = False,
+) -> None:  # fmt: skip
+    """Measure this machine and write a profile with the settings that are fastest on it."""
+    del debug  # read by cli.main
+    from ppsd_cli.commands.calibrate_run import CalibrateOptions, run_calibrate, show_profile
+    from ppsd_cli.commands.session import ModelChoice
+    from ppsd_cli.config import Settings, parse_devices
+
+    if show is not None:
+        show_profile(show, json_output=json_output, plot=plot)
+        return
+    code = run_calibrate(
+        ModelChoice(model, profile, revision, offline),
+        Settings(
+            devices=None if devices is None else parse_devices(devices),
+            threads=threads,
+            dtype=dtype,
+            context=context,
+        ),
+        CalibrateOptions(
+            heads=None if not head else tuple(head),
+            prompts=prompts,
+            limit=limit,
+            tokens=max_new_tokens,
+            chat=not no_chat_template,
+            output=output,
+            json=json_output,
+            plot=plot,
+            quiet=quiet,
+        ),
+    )
+    if code:
+        sys.exit(code)

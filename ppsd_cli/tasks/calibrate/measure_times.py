@@ -1,0 +1,152 @@
+"""Measures a machine with the bench that suits its devices."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ppsd_cli.calibration_records import Boundary, PartTimes, Timing
+from ppsd_cli.model.head_files import HeadInfo
+from ppsd_cli.model.places import spec_of
+from ppsd_cli.model.random_weights import RANDOM_DEEP
+from ppsd_cli.model.spec import ModelSpec
+from ppsd_cli.runtime.engine import on_one_gpu
+from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
+from ppsd_cli.runtime.placement import Costs, choose_split
+from ppsd_cli.tasks.calibrate.candidates import Layout
+from ppsd_cli.tasks.calibrate.cpu_times import ROUNDS, Group, fit_parts, time_group, time_plain
+from ppsd_cli.tasks.calibrate.engine_times import (
+    EngineBench,
+    HeadSize,
+    time_devices,
+    time_steps,
+)
+from ppsd_cli.tasks.calibrate.forecast import Plain, ProcessTimes, Times
+from ppsd_cli.tasks.calibrate.layouts import core_places
+from ppsd_cli.tasks.calibrate.probe import probe_boundary
+
+STAND_IN = RANDOM_DEEP
+"""A head of random numbers: what a trained one of its size would take."""
+_LENGTHS = (64, 256, 768)
+Found = tuple[Times, tuple[Timing, ...], tuple[PartTimes, ...], Boundary | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What to measure. ``config``: one stage on the first device; ``heads``: folder and file of
+    each; ``threads``: those of plain decoding; ``length``: at which to predict."""
+
+    config: PipelineConfig
+    layout: Layout
+    heads: tuple[tuple[str, HeadInfo], ...]
+    threads: tuple[int, ...]
+    length: float
+    prompt: tuple[int, ...]
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """All that are timed: the given ones, a raw exit and the stand-in."""
+        return (*(name for name, _ in self.heads), RAW_EXIT, STAND_IN)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Cache lengths that are timed."""
+        return tuple(sorted({min(each, self.config.slots) for each in _LENGTHS}))
+
+
+def measure_times(subject: Subject, step: Callable[[], None]) -> Found:
+    """The times of this machine, with the records they come from."""
+    if subject.layout.processes:
+        return _measure_processes(subject, step)
+    layers = subject.layout.layers
+    devices = subject.layout.devices[max(subject.layout.devices)]
+    bench = EngineBench(subject.config, subject.prompt, step)
+    sizes = _sizes(subject, spec_of(subject.config.folder))
+    if on_one_gpu(devices):
+        stages = sorted(subject.layout.devices)
+        steps, timings = time_steps(bench, layers=layers, stages=stages, heads=sizes)
+        return steps, tuple(timings), (), None
+    times, timings = time_devices(bench, devices, layers=layers, heads=sizes)
+    return times, tuple(timings), (), None
+
+
+def windows(subject: Subject) -> int:
+    """About how many steps ``measure_times`` takes."""
+    if subject.layout.processes:
+        groups = sum(group.windows for group in _groups(subject).values())
+        plain = ROUNDS * len(subject.threads) * len(subject.lengths)
+        return groups + plain + 1
+    return 2 * (1 + len(subject.layout.devices)) + 2 * len(subject.head_names)
+
+
+def _measure_processes(subject: Subject, step: Callable[[], None]) -> Found:
+    alone, busy, timings = {}, {}, []
+    for stages, group in _groups(subject).items():
+        found = time_group(group, step)
+        timings += found
+        threads = group.config.threads
+        alone[stages] = fit_parts(found, threads=threads, busy=1)
+        busy[stages] = fit_parts(found, threads=threads, busy=group.config.stages)
+    plain = time_plain(subject.config, subject.threads, subject.lengths, step)
+    boundary = _probe(subject, alone, busy)
+    step()
+    places = {n: core_places(n) for n in subject.layout.devices}
+    times = ProcessTimes(alone, busy, boundary, places, subject.length, _plains(subject, plain))
+    return times, (*timings, *plain), (*alone.values(), *busy.values()), boundary
+
+
+def _groups(subject: Subject) -> dict[int, Group]:
+    """Processes to time for each number of stages that has its own cores; more stages share."""
+    found: dict[int, Group] = {}
+    for stages in sorted(subject.layout.devices):
+        count = len(set(core_places(stages)))
+        if count < stages and found:
+            continue
+        config = _even(subject, count)
+        config = replace(config, threads=subject.layout.threads[stages])
+        found[stages] = Group(config, subject.head_names, subject.lengths)
+    return found
+
+
+def _even(subject: Subject, stages: int) -> PipelineConfig:
+    layers = subject.layout.layers
+    split = choose_split(layers, stages=stages, exit_layer=None, costs=Costs(0.0, 0.0))
+    return replace(subject.config, split=split, devices=subject.config.devices[:1] * stages)
+
+
+def _probe(subject: Subject, alone: dict[int, PartTimes], busy: dict[int, PartTimes]) -> Boundary:
+    """A short run of the fewest stages, of nearly equal size, with raw exits."""
+    stages = min(alone)
+    config = _even(subject, stages)
+    if config.split[0] > 1:  # not the very split that may be checked later
+        first, second, *rest = config.split
+        config = replace(config, split=(first - 1, second + 1, *rest))
+    config = replace(config, head=RAW_EXIT, threads=subject.layout.threads[stages])
+    return probe_boundary(config, subject.prompt, alone[stages], busy[stages])
+
+
+def _plains(subject: Subject, timings: list[Timing]) -> tuple[Plain, ...]:
+    """Plain decoding at the wanted cache length, by thread count."""
+    found = []
+    for threads in subject.threads:
+        own = [t for t in timings if t.threads == threads]
+        found.append(Plain(threads, own[0].device, _at(own, subject.length)))
+    return tuple(found)
+
+
+def _at(timings: list[Timing], length: float) -> float:
+    """Seconds at a length between two measured ones."""
+    points = sorted((t.length, t.seconds) for t in timings)
+    for (low, before), (high, after) in zip(points, points[1:], strict=False):
+        if length <= high:
+            share = max(0.0, (length - low) / (high - low))
+            return before + share * (after - before)
+    return points[-1][1]
+
+
+def _sizes(subject: Subject, spec: ModelSpec) -> list[HeadSize]:
+    sizes = [
+        HeadSize(name, info.blocks, info.draft_vocabulary or spec.vocabulary, len(info.taps) > 1)
+        for name, info in subject.heads
+    ]
+    third = max(1, spec.vocabulary // 3)
+    stand_in = HeadSize(STAND_IN, 2, third, deep=True)
+    return [*sizes, HeadSize(RAW_EXIT, 0, spec.vocabulary, deep=False), stand_in]
