@@ -129,16 +129,21 @@ def by_length(engine: Engine, plan: Plan, lengths: list[int]) -> dict[str, float
 
 
 def soak(engine: Engine, tokens: int) -> dict[str, float]:
-    """Memory before and after one long answer, in bytes: of the GPU, and of this process."""
+    """Memory before and after answers of so many tokens, in bytes: of the GPU, and of this process.
+
+    As many answers as fit the context.
+    """
 
     def now() -> tuple[int, int]:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return torch.cuda.memory_allocated(), pages * 4096
 
-    run(engine, (1, 2, 3), tokens // 10, False)
+    answers = -(-tokens // (engine.config.slots - 8))
+    run(engine, (1, 2, 3), tokens // answers, False)
     before = now()
-    token_ms = run(engine, (1, 2, 3), tokens, False)["token_ms"]
+    times = [run(engine, (1, 2, 3), tokens // answers, False) for _ in range(answers)]
     gpu, host = (b - a for a, b in zip(before, now(), strict=True))
+    token_ms = statistics.median(each["token_ms"] for each in times)
     return {"tokens": tokens, "token_ms": token_ms, "gpu_growth": gpu, "host_growth": host}
 
 

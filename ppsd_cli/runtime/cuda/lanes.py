@@ -190,11 +190,8 @@ def run_blocks(
     tables: tuple[Tensor, Tensor],
     *,
     first: bool = False,
-    placed: bool = False,
 ) -> None:
-    """The same layer of several stages in one go. ``first``: see ``Launcher.flags``; ``placed``:
-    see ``launch.qkv``.
-    """
+    """The same layer of several stages in one go. ``first``: see ``Launcher.flags``."""
     launch.qkv(
         launcher,
         [
@@ -215,7 +212,6 @@ def run_blocks(
         shape=shape,
         tables=tables,
         first=first,
-        placed=placed,
     )
     for window in dict.fromkeys(c.block.window for c in calls):
         members = [
@@ -437,8 +433,7 @@ class HeadLane:
             if index == 0 and self.lags:
                 self._lagged_block(call, place)
             else:
-                placed = index > 0
-                run_blocks(self._launcher, [call], self._shape, self._head.tables, placed=placed)
+                run_blocks(self._launcher, [call], self._shape, self._head.tables)
             x = work
         self.chooser.run(x[-1:], place[0, -1:], sampling, noise, logits=logits)
 

@@ -247,12 +247,8 @@ def qkv(
     shape: Shape,
     tables: tuple[Tensor, Tensor],
     first: bool = False,
-    placed: bool = False,
 ) -> None:
-    """A group of equal shape; ``shape.heads`` 0 makes keys and values only. See ``qkv_kernel``.
-
-    ``placed``: the places were written before the kernel before this one began.
-    """
+    """A group of equal shape; ``shape.heads`` 0 makes keys and values only. See ``qkv_kernel``."""
     one = members[0]
     width, inner = one.x.shape
     n, m, d = shape.heads, shape.kv_heads, shape.head_dim
@@ -298,7 +294,6 @@ def qkv(
         NORM=one.norm is not None,
         BIAS=one.bias is not None,
         HEAD_NORM=single,
-        EARLY=placed,
         DOT=tile.dot,
         GROUPED=len(members) > 1,
         **launcher.flags(tile, first=first),

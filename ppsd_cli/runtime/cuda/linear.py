@@ -317,18 +317,6 @@ def linear_kernel(
 
 
 @triton.jit
-def _turns(place_ptr, cos_ptr, sin_ptr, ws, W, j, D: tl.constexpr):
-    """Slots [WP] of the rows, and their rotary factors [BN, WP] for dimensions ``j``."""
-    position = tl.load(place_ptr + ws * 2, mask=ws < W, other=0)
-    slot = tl.load(place_ptr + ws * 2 + 1, mask=ws < W, other=0)
-    table = position[None, :] * D + j[:, None]
-    cos = tl.load(cos_ptr + table).to(tl.float32)
-    sin_low = tl.load(sin_ptr + table).to(tl.float32)
-    sin_high = tl.load(sin_ptr + table + D // 2).to(tl.float32)
-    return slot, cos, sin_low, sin_high
-
-
-@triton.jit
 def qkv_kernel(
     x_ptr,
     norm_ptr,
@@ -356,7 +344,6 @@ def qkv_kernel(
     NORM: tl.constexpr,
     BIAS: tl.constexpr,
     HEAD_NORM: tl.constexpr,
-    EARLY: tl.constexpr,
     DOT: tl.constexpr,
     GROUPED: tl.constexpr,
     PDL: tl.constexpr,
@@ -366,7 +353,6 @@ def qkv_kernel(
     A program owns BN pairs (j, j + D/2) of rotary dimensions, over all heads in a row; with norms
     of single heads (``HEAD_NORM``) BN is D/2, one head a program. ``place_ptr`` [W, 2]: position
     and slot of each row. ``head_stride``: slots of a cache times D. N is 0 for keys of a tap.
-    ``EARLY``: places are read before the wait; not where the kernel before us writes them.
     ``GROUPED``: as in ``linear_kernel``; ``table_ptr`` [members, 11] also holds the stride.
     """
     if GROUPED:
@@ -382,14 +368,11 @@ def qkv_kernel(
         values_ptr = shifted(values_ptr, table_ptr, 11, 9)
         head_stride = tl.load(table_ptr + tl.program_id(2) * 11 + 10)
     half: tl.constexpr = D // 2
-    ws = tl.arange(0, WP)
     pair = tl.program_id(0) * BN + tl.arange(0, BN)
     ok = pair < (N + 2 * M) * half
     head = pair // half
     j = pair % half
     low_rows = head * D + j
-    if EARLY:
-        slot, cos, sin_low, sin_high = _turns(place_ptr, cos_ptr, sin_ptr, ws, W, j, D)
     low, high, squares = products(
         x_ptr,
         norm_ptr,
@@ -414,6 +397,9 @@ def qkv_kernel(
     if BIAS:
         low += tl.load(bias_ptr + low_rows, mask=ok, other=0.0).to(tl.float32)[:, None]
         high += tl.load(bias_ptr + low_rows + half, mask=ok, other=0.0).to(tl.float32)[:, None]
+    ws = tl.arange(0, WP)
+    position = tl.load(place_ptr + ws * 2, mask=ws < W, other=0)
+    slot = tl.load(place_ptr + ws * 2 + 1, mask=ws < W, other=0)
     turned = (head < N + M)[:, None]
     if HEAD_NORM:
         mean = (tl.sum(low * low, axis=0) + tl.sum(high * high, axis=0)) / D
@@ -429,8 +415,10 @@ def qkv_kernel(
         ).to(tl.float32)
         low = tl.where(turned, low * level * gain_low, low)
         high = tl.where(turned, high * level * gain_high, high)
-    if not EARLY:
-        slot, cos, sin_low, sin_high = _turns(place_ptr, cos_ptr, sin_ptr, ws, W, j, D)
+    table = position[None, :] * D + j[:, None]
+    cos = tl.load(cos_ptr + table).to(tl.float32)
+    sin_low = tl.load(sin_ptr + table).to(tl.float32)
+    sin_high = tl.load(sin_ptr + table + half).to(tl.float32)
     first = tl.where(turned, low * cos + high * sin_low, low)
     second = tl.where(turned, high * cos + low * sin_high, high)
     inside = ok[:, None] & (ws < W)[None, :]

@@ -195,7 +195,6 @@ class Pod:
                 lane.shape,
                 lane.stage.tables,
                 first=first and step == 0,
-                placed=step > 0,
             )
 
     def _output(self, sampling: Sampling, *, first: bool) -> None:
