@@ -25,10 +25,11 @@ demo: setup
 		--prompt 'Why is the sky blue?'
 
 # Tests that only compute run two at a time; those with processes and clocks run alone.
-COMPUTING := $(wildcard tests/test_calibrate_forecast.py tests/test_calibrate_exits.py \
-	tests/test_cuda_*.py tests/test_exact_*.py tests/test_faults.py \
+COMPUTING := $(wildcard tests/test_cuda_*.py tests/test_exact_*.py tests/test_faults.py \
 	tests/test_distribution.py tests/test_heads.py tests/test_one_pass.py tests/test_random_weights.py \
-	tests/test_schedule*.py tests/test_tree.py tests/test_ui_*.py)
+	tests/test_schedule*.py tests/test_ui_*.py tests/test_tree.py tests/test_cli_trees.py \
+	tests/test_bench_*.py tests/test_calibrate_*.py tests/test_train_*.py tests/test_weights.py \
+	tests/test_layers.py tests/test_choose.py)
 
 test: setup
 	$(BIN)/python -m pytest -n 2 $(COMPUTING)
