@@ -19,10 +19,12 @@ from triton.runtime.jit import JITFunction
 from ppsd_cli.core.plan import Sampling
 from ppsd_cli.model import random_weights
 from ppsd_cli.model.shapes import SHAPES
-from ppsd_cli.runtime.cuda import clock
+from ppsd_cli.runtime.cuda import clock, relay
 from ppsd_cli.runtime.cuda.bursts import BurstPod
+from ppsd_cli.runtime.cuda.crew import Crew, Member
 from ppsd_cli.runtime.cuda.launch import Launcher
-from ppsd_cli.runtime.cuda.ticks import Pod, TickKind
+from ppsd_cli.runtime.cuda.recorder import Immediate
+from ppsd_cli.runtime.cuda.ticks import FollowerPod, Pod, TickKind
 from ppsd_cli.runtime.pipeline import PipelineConfig, load_head, load_worker
 
 SAMPLINGS = (
@@ -84,6 +86,20 @@ def pods(shape: str, dtype: str) -> Iterator[tuple[Pod, list[TickKind]]]:
         yield Pod(launcher, stages, load_head(config, stages[0])), kinds
 
 
+def crew(shape: str, dtype: str) -> Crew:
+    """The same without memory over two devices."""
+    layers = SHAPES[shape].layers
+    split = (layers // 3, layers // 3, layers - 2 * (layers // 3))
+    config = PipelineConfig(
+        f"random:{shape}", "", split, ("meta",) * 3, dtype, slots=4097, head="random:deep"
+    )
+    stages = [load_worker(config, s).stage for s in range(3)]
+    launcher = Launcher(clock=True, chained=True, slots=config.slots)
+    home = Pod(launcher, stages[:1], load_head(config, stages[0]), total=3)
+    follower = FollowerPod(launcher, stages[1:], None, first=1, total=3)
+    return Crew([Member(pod, Immediate(), clock.DeviceClock(None)) for pod in (home, follower)])
+
+
 def in_turn(branches: Sequence[Callable[[], None]]) -> None:
     """Branches of a tick one after the other."""
     for branch in branches:
@@ -102,6 +118,10 @@ def main(shape: str, dtype: str) -> None:
         if pod.head is not None:
             for sampling in SAMPLINGS:
                 BurstPod(pod, 4).run(sampling)
+    relay.poke(torch.empty(1, dtype=torch.int64, device="meta"), 1)
+    for member in crew(shape, dtype).members:
+        for sampling in SAMPLINGS:
+            member.pod.stretch([TickKind((0, 1, 2), drafts=True)], sampling, in_turn)
     for facts in _made.values():
         sys.stdout.write(json.dumps(facts) + "\n")
 
