@@ -169,8 +169,8 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
     ),
     "partial results of attention are joined without their scale": (
         "attention",
-        "tl.sum(scale[:, :, None] * pieces, axis=0)",
-        "tl.sum(pieces, axis=0)",
+        "out += share[:, None] * piece",
+        "out += piece",
         "long",
     ),
     "the counter of finished splits is not reset": (

@@ -223,6 +223,17 @@ def test_another_machine_is_named(whole, monkeypatch):
     assert follow_profile.machine_notes(replace(profile, evidence={"measured": "here"}), ()) == []
 
 
+def test_fewer_gpus_of_the_same_sort_are_the_same_machine(whole, monkeypatch):
+    profile = read_profile(whole[0])
+    basis = [["cpu", "C"], ["cores", "8"]]
+    two = {"machine": [*basis, ["gpus", "cuda:0 H200 139 GiB, cuda:1 H200 139 GiB"]]}
+    profile = replace(profile, evidence=dict(profile.evidence) | two)
+    for gpus, notes in (("cuda:1 H200 139 GiB", 0), ("cuda:0 A100 79 GiB", 1), ("", 0)):
+        here = tuple(map(tuple, [*basis, ["gpus", gpus]]))
+        monkeypatch.setattr(follow_profile, "machine_facts", lambda _devices, here=here: here)
+        assert len(follow_profile.machine_notes(profile, ("cuda:1",))) == notes
+
+
 def test_another_model_is_an_error_that_names_both(whole, tmp_path):
     other = tmp_path / "other.yaml"
     data = yaml.safe_load(whole[0].read_text())

@@ -319,9 +319,10 @@ def test_three_different_ones_are_checked():
 
 def test_stages_in_step_take_the_longest():
     times = StepTimes(
-        "gpu", 12, {1: 2.0, 2: 3.0, 3: 4.0}, {1: 1.0, 2: 1.1, 3: 1.3}, {"h": 0.5, "raw": 2.0}
+        "gpu", 12, 3, {1: 2.0, 2: 3.0, 3: 4.0}, {1: 1.0, 2: 1.1, 3: 1.3}, {"h": 0.5, "raw": 2.0}
     )
     assert times.plain()[0].seconds == pytest.approx(14.0)
+    assert times.plain()[0].threads == 3
     even = times.tick(Setting((6, 6), "h", (6,)), 0.8)
     assert even == pytest.approx(6 * 1.1 + 3.0 + 0.5)
     uneven = times.tick(Setting((8, 4), "h", (8,)), 0.8)
@@ -332,7 +333,7 @@ def test_stages_in_step_take_the_longest():
 @pytest.mark.parametrize(("overlap", "expected"), [(1.0, 13.0), (0.0, 19.0), (0.5, 16.0)])
 def test_mixed_cards(overlap, expected):
     times = DeviceTimes(
-        ("a", "b"), 12, {"a": 1.0, "b": 2.0}, {"a": 2.0, "b": 2.0}, {"h": 0.0}, 1.0, overlap
+        ("a", "b"), 12, 3, {"a": 1.0, "b": 2.0}, {"a": 2.0, "b": 2.0}, {"h": 0.0}, 1.0, overlap
     )
     assert times.tick(Setting((6, 5), "h", (6,)), 1.0) == pytest.approx(expected)
     assert [p.seconds for p in times.plain()] == [14.0, 26.0]

@@ -54,14 +54,19 @@ def machine_notes(profile: Profile, devices: tuple[str, ...]) -> list[str]:
     assert profile.evidence is not None
     made = _pairs(profile.evidence.get("machine"))
     here = dict(machine_facts(devices))
-    if "gpus" not in here:
-        made.pop("gpus", None)
-    if all(made.get(name) == here.get(name) for name in _FACTS):
+    same = all(made.get(name) == here.get(name) for name in ("cpu", "cores"))
+    if same and _gpus(here) <= _gpus(made):
         return []
     return [
         f"profile {profile.name} was made on {_machine(made)}, this is {_machine(here)}; "
         "its settings may not suit: run `ppsd calibrate` here"
     ]
+
+
+def _gpus(facts: dict[str, str]) -> set[str]:
+    """The sorts of GPUs, whatever their numbers: a run may take fewer than were measured."""
+    named = facts.get("gpus", "").split(", ")
+    return {each.partition(" ")[2] for each in named if each}
 
 
 def _pairs(value: object) -> dict[str, str]:

@@ -104,7 +104,7 @@ def open_engine(config: PipelineConfig, *, processes: bool, port: int | None = N
 
 def check_engine(config: PipelineConfig) -> None:
     """ConfigError for what the engine of these devices does not serve yet."""
-    if config.width > 1 and has_graphs(config):
+    if config.width > 1 and has_graphs(config) and not is_torchrun():
         raise ConfigError(
             f"--width {config.width}: trees do not run on the CUDA engine yet; "
             "use --width 1, or --devices cpu"

@@ -31,59 +31,6 @@ def _attend_tile(q, keys, values, hide, top, total, out, SCALE: tl.constexpr):
 
 
 @triton.jit
-def _join(
-    part_ptr,
-    part_top_ptr,
-    part_total_ptr,
-    count_ptr,
-    out_ptr,
-    m,
-    splits,
-    W: tl.constexpr,
-    G: tl.constexpr,
-    M: tl.constexpr,
-    D: tl.constexpr,
-    R: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
-    SPLITS: tl.constexpr,
-    JOIN: tl.constexpr,
-):
-    """The program that is done last joins the splits of head ``m``, whatever their number in the
-    same order.
-    """
-    tl.debug_barrier()
-    done = tl.atomic_add(count_ptr + m, 1, sem="acq_rel", scope="gpu")
-    if done == splits - 1:
-        tl.debug_barrier()
-        r = tl.arange(0, R)
-        every_s = tl.arange(0, MAX_SPLITS)
-        every = (m * SPLITS + every_s)[:, None] * R + r[None, :]
-        there = (every_s < splits)[:, None] & (r < W * G)[None, :]
-        tops = tl.load(part_top_ptr + every, mask=there, other=float("-inf"), cache_modifier=".cg")
-        totals = tl.load(part_total_ptr + every, mask=there, other=0.0, cache_modifier=".cg")
-        best = tl.max(tops, axis=0)
-        shares = tl.exp(tops - tl.where(best == float("-inf"), 0.0, best)[None, :])
-        total = tl.sum(shares * totals, axis=0)
-        scale = shares / tl.where(total == 0.0, 1.0, total)[None, :]
-        where = (r // G) * (G * M * D) + (m * G + r % G) * D
-        for c in tl.static_range(0, D, JOIN):
-            cols = c + tl.arange(0, JOIN)
-            pieces = tl.load(
-                part_ptr + every[:, :, None] * D + cols[None, None, :],
-                mask=there[:, :, None],
-                other=0.0,
-                cache_modifier=".cg",
-            )
-            result = tl.sum(scale[:, :, None] * pieces, axis=0)
-            tl.store(
-                out_ptr + where[:, None] + cols[None, :],
-                result.to(out_ptr.dtype.element_ty),
-                mask=(r < W * G)[:, None],
-            )
-        tl.store(count_ptr + m, 0)
-
-
-@triton.jit
 def attend_kernel(
     q_ptr,
     keys_ptr,
@@ -107,7 +54,6 @@ def attend_kernel(
     SPLIT: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
     SPLITS: tl.constexpr,
-    JOIN: tl.constexpr,
     WINDOW: tl.constexpr,
     LAG: tl.constexpr,
     NEAR: tl.constexpr,
@@ -121,7 +67,6 @@ def attend_kernel(
     itself and WINDOW - 1 slots before it (0: all). ``LAG`` > 0 adds for each row its own ``near``
     keys and values [M, W * LAG, D] at lags 0 to LAG - 1 (those before position 0 are hidden);
     ``NEAR``: their number, padded.
-    ``JOIN``: columns of D that the joining program takes at once.
     ``GROUPED``: as in ``linear_kernel``, with ``table_ptr`` [members, 9]; without near keys.
     """
     if GROUPED:
@@ -188,20 +133,25 @@ def attend_kernel(
             tl.store(part_top_ptr + part, top)
             tl.store(part_total_ptr + part, total)
             tl.store(part_ptr + part[:, None] * D + d[None, :], out)
-            _join(
-                part_ptr,
-                part_top_ptr,
-                part_total_ptr,
-                count_ptr,
-                out_ptr,
-                m,
-                splits,
-                W,
-                G,
-                M,
-                D,
-                R,
-                MAX_SPLITS,
-                SPLITS,
-                JOIN,
-            )
+            tl.debug_barrier()
+            done = tl.atomic_add(count_ptr + m, 1, sem="acq_rel", scope="gpu")
+            if done == splits - 1:
+                tl.debug_barrier()
+                all_s = tl.arange(0, SPLITS)
+                every = (m * SPLITS + all_s)[:, None] * R + r[None, :]
+                there = (all_s < splits)[:, None]
+                tops = tl.load(
+                    part_top_ptr + every, mask=there, other=float("-inf"), cache_modifier=".cg"
+                )
+                best = tl.max(tops, axis=0)
+                out = tl.zeros([R, D], dtype=tl.float32)
+                total = tl.zeros([R], dtype=tl.float32)
+                for i in range(splits):
+                    part = (m * SPLITS + i) * R + r
+                    share = tl.exp(tl.load(part_top_ptr + part, cache_modifier=".cg") - best)
+                    total += share * tl.load(part_total_ptr + part, cache_modifier=".cg")
+                    piece = tl.load(part_ptr + part[:, None] * D + d[None, :], cache_modifier=".cg")
+                    out += share[:, None] * piece
+                result = out / total[:, None]
+                tl.store(out_ptr + at, result.to(out_ptr.dtype.element_ty), mask=live[:, None])
+                tl.store(count_ptr + m, 0)

@@ -344,7 +344,6 @@ def attend(
         BT=tile.columns,
         SPLIT=SPLIT,
         MAX_SPLITS=ATTENTION,
-        JOIN=8,
         SPLITS=launcher.splits,
         WINDOW=window or 0,
         LAG=near.lags if near else 0,

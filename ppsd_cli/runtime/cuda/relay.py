@@ -51,7 +51,10 @@ class Box:
         return self.states.shape[1]
 
     def clear(self) -> None:
-        """Nothing has come: the owner's next node is a bubble."""
+        """Nothing has come: the owner's next node is a bubble.
+
+        In host memory this happens at once, so nothing may be in flight.
+        """
         self.header.zero_()
         self.header[:, 1].fill_(self.trash)
 

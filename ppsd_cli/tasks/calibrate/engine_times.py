@@ -82,13 +82,15 @@ class StepTimes:
 
     device: str
     layers: int
+    threads: int
     base: dict[int, float]
     step: dict[int, float]
     heads: dict[str, float]
 
     def plain(self) -> tuple[Plain, ...]:
         """All layers, one after the other."""
-        return (Plain(0, self.device, self.base[1] + self.layers * self.step[1]),)
+        seconds = self.base[1] + self.layers * self.step[1]
+        return (Plain(self.threads, self.device, seconds),)
 
     def quick(self, setting: Setting) -> float:
         """The tick itself costs nothing to compute."""
@@ -116,6 +118,7 @@ class DeviceTimes:
 
     devices: tuple[str, ...]
     layers: int
+    threads: int
     layer: dict[str, float]
     fixed: dict[str, float]
     heads: dict[str, float]
@@ -125,7 +128,7 @@ class DeviceTimes:
     def plain(self) -> tuple[Plain, ...]:
         """On each device; the first is the preferred one."""
         return tuple(
-            Plain(0, d, self.fixed[d] + self.layers * self.layer[d])
+            Plain(self.threads, d, self.fixed[d] + self.layers * self.layer[d])
             for d in dict.fromkeys(self.devices)
         )
 
@@ -161,7 +164,7 @@ def time_steps(
         step[count] = max(0.0, ticks[1] - ticks[0]) / (deep - shallow)
         base[count] = max(0.0, ticks[0] - shallow * step[count])
     extra = _head_times(found, heads, (_depths(layers, stages[0])[1],) * 2, (device,) * 2)
-    return StepTimes(device, layers, base, step, extra), found.timings
+    return StepTimes(device, layers, bench.config.threads, base, step, extra), found.timings
 
 
 def time_devices(
@@ -180,7 +183,9 @@ def time_devices(
     slope = (both[1] - both[0]) / (deep - shallow)
     one, other = sorted((layer[pair[0]], layer[pair[1]]))
     overlap = min(1.0, max(0.0, 1 - (slope - other) / one)) if one else 0.0
-    times = DeviceTimes(devices, layers, layer, fixed, {"": 0.0}, 0.0, overlap)
+    times = DeviceTimes(
+        devices, layers, bench.config.threads, layer, fixed, {"": 0.0}, 0.0, overlap
+    )
     hop = max(0.0, both[1] - times.tick(Setting((deep, deep), "", (deep,)), 1.0))
     extra = _head_times(found, heads, (deep, deep), pair)
     return replace(times, hop=hop, heads=extra), found.timings

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ppsd_cli.calibration_records import Boundary, PartTimes, Timing
+from ppsd_cli.errors import ConfigError
 from ppsd_cli.model.head_files import HeadInfo
 from ppsd_cli.model.places import spec_of
 from ppsd_cli.model.random_weights import RANDOM_DEEP
@@ -60,6 +61,12 @@ def measure_times(subject: Subject, step: Callable[[], None]) -> Found:
     devices = subject.layout.devices[max(subject.layout.devices)]
     bench = EngineBench(subject.config, subject.prompt, step)
     sizes = _sizes(subject, spec_of(subject.config.folder))
+    together = max(subject.layout.devices) if on_one_gpu(devices) else 2
+    if layers < 2 * together:
+        raise ConfigError(
+            f"calibrate times stages of one layer and of two: {layers} layers are too few for "
+            f"{together} stages"
+        )
     if on_one_gpu(devices):
         stages = sorted(subject.layout.devices)
         steps, timings = time_steps(bench, layers=layers, stages=stages, heads=sizes)

@@ -33,6 +33,7 @@ from ppsd_cli.runtime.engine import open_engine
 from ppsd_cli.runtime.memory_plan import check_memory, fits, plan_memory
 from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
 from ppsd_cli.tasks.bench.decoders import EngineDecoder
+from ppsd_cli.tasks.bench.faults import memory_errors
 from ppsd_cli.tasks.bench.measure import Asked, Course
 from ppsd_cli.tasks.bench.talk import Talk, user
 from ppsd_cli.tasks.calibrate.candidates import (
@@ -54,7 +55,7 @@ from ppsd_cli.tasks.calibrate.measure_times import STAND_IN, Subject, measure_ti
 from ppsd_cli.tasks.calibrate.verdict import decide
 
 WIDTHS = (1,)
-"""Tokens that enter per tick; trees are not built yet."""
+"""Tokens that enter per tick: trees are timed, but not predicted yet."""
 
 
 class Meter(Protocol):
@@ -170,10 +171,11 @@ def score(job: Job, meter: Meter) -> Scores:
     if job.config.devices[0] == "cpu":
         torch.set_num_threads(job.threads[0])  # with all cores, any other program halts it
     meter.begin("acceptance", len(texts) + job.spec.layers)
-    loader = loader_of(job.config)
-    backbone = Backbone.load(loader)
-    heads = {each.folder: _weights(each, loader, backbone) for each in job.heads}
-    layers, found = score_exits(backbone, heads, texts, meter.step)
+    with memory_errors("acceptance"):
+        loader = loader_of(job.config)
+        backbone = Backbone.load(loader)
+        heads = {each.folder: _weights(each, loader, backbone) for each in job.heads}
+        layers, found = score_exits(backbone, heads, texts, meter.step)
     return Scores(tuple(texts), layers, found)
 
 
@@ -198,7 +200,8 @@ def measure(job: Job, length: float, meter: Meter) -> Measured:
         prompt=job.talk.encode([user(job.asked[0].question.turns[0])]),
     )
     meter.begin("times", windows(subject))
-    return Measured(*measure_times(subject, meter.step))
+    with memory_errors("times"):
+        return Measured(*measure_times(subject, meter.step))
 
 
 def predictor_of(job: Job, times: Times) -> Predictor:
