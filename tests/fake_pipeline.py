@@ -27,22 +27,17 @@ def continuation(prompt: Sequence[int], count: int, model: Model = hash_model) -
     return text[len(prompt) :]
 
 
-class FakePipeline:
+class FakeRunner:
     """Runs plans when they are submitted and answers up to ``lookahead`` plans late.
 
-    ``right(index)`` says whether the guess for that token of the answer is the model's. What is
-    behind a wrong guess is guessed for the wrong text, as by a real head. The cache is one list
-    by position, overwritten and never cleared.
+    Subclasses say what arrives at a boundary and what enters; both fill ``_flight`` with their own.
     """
 
-    def __init__(self, stages: int, *, lookahead: int = 0, right: Callable[[int], bool]) -> None:
-        self.stages, self.lookahead, self.right = stages, lookahead, right
+    def __init__(self, stages: int, *, lookahead: int) -> None:
+        self.stages, self.lookahead = stages, lookahead
         self.results: deque[TickResult] = deque()
-        self.verified: list[tuple[int, int]] = []
         self.fed: list[Node] = []
-        self._tree, self._tick, self._serial = Tree(), 0, 0
-        self._flight: deque[tuple[int, Node, int | None]] = deque()
-        self._cache: dict[int, int] = {}
+        self._tick, self._serial = 0, 0
         self._request: Request | None = None
 
     @property
@@ -63,6 +58,27 @@ class FakePipeline:
 
     def close(self) -> None:
         self.results.clear()
+
+    def _boundary(self) -> tuple[Target, ...]:
+        raise NotImplementedError
+
+    def _enter(self, plan: Plan) -> tuple[Node, ...]:
+        raise NotImplementedError
+
+
+class FakePipeline(FakeRunner):
+    """A chain. ``right(index)``: whether the guess for that token of the answer is the model's.
+
+    What is behind a wrong guess is guessed for the wrong text, as by a real head. The cache is one
+    list by position, overwritten and never cleared.
+    """
+
+    def __init__(self, stages: int, *, lookahead: int = 0, right: Callable[[int], bool]) -> None:
+        super().__init__(stages, lookahead=lookahead)
+        self.right, self._tree = right, Tree()
+        self.verified: list[tuple[int, int]] = []
+        self._flight: deque[tuple[int, Node, int | None]] = deque()
+        self._cache: dict[int, int] = {}
 
     def _boundary(self) -> tuple[Target, ...]:
         targets = []

@@ -3,16 +3,15 @@
 from collections import deque
 from collections.abc import Callable
 
-from fake_pipeline import hash_model
+from fake_pipeline import FakeRunner, hash_model
 
-from ppsd_cli.core.events import Ticked
-from ppsd_cli.core.plan import Bubble, Node, Plan, Prompt, Request, Target, TickResult
+from ppsd_cli.core.plan import Bubble, Node, Plan, Prompt, Target
 from ppsd_cli.core.tree import Tree, best_children
 
 SHARES = tuple(-0.5 * (rank + 1) for rank in range(16))
 
 
-class FakeTree:
+class FakeTree(FakeRunner):
     """Answers plans up to ``lookahead`` late.
 
     ``rank(index)`` says where the model's token for that index of the answer stands among the
@@ -22,34 +21,12 @@ class FakeTree:
     """
 
     def __init__(self, stages: int, *, lookahead: int = 0, rank: Callable[[int], int]) -> None:
-        self.stages, self.lookahead, self.rank = stages, lookahead, rank
-        self.results: deque[TickResult] = deque()
-        self.fed: list[Node] = []
-        self.tree, self._tick, self._serial = Tree(), 0, 0
+        super().__init__(stages, lookahead=lookahead)
+        self.rank, self.tree = rank, Tree()
         self._flight: deque[tuple[int, list[Node], list[tuple[int, ...]]]] = deque()
         self._views: dict[int, tuple[int, ...]] = {}
         self._first: dict[int, int] = {}
         self._last: dict[int, int] = {}
-        self._request: Request | None = None
-
-    @property
-    def pending(self) -> int:
-        return len(self.results)
-
-    def submit(self, plan: Plan) -> None:
-        assert self.pending <= self.lookahead, "asked further ahead than allowed"
-        assert self._tick < 100_000, "the answer does not end"
-        targets = self._boundary()
-        nodes = self._enter(plan)
-        now = float(self._tick)
-        self.results.append(TickResult(Ticked(self._tick, now, now, now, now + 1), targets, nodes))
-        self._tick += 1
-
-    def collect(self) -> TickResult:
-        return self.results.popleft()
-
-    def close(self) -> None:
-        self.results.clear()
 
     def _boundary(self) -> tuple[Target, ...]:
         """The last stage works at the end of its tick: on its own cache, in the order of entry."""

@@ -8,10 +8,9 @@ from functools import cache
 
 import cuda_cases
 import pytest
-import torch
-import triton_cpu
 from cuda_cases import CONTEXT, VOCABULARY, Small, ask, assert_exact, assert_same_events, prompt
 from models import forced_drafts
+from test_cuda_engine import DEEP_3, PLACES
 
 from ppsd_cli.core.plan import Sampling
 from ppsd_cli.errors import ConfigError
@@ -19,18 +18,6 @@ from ppsd_cli.runtime.cuda import crew
 from ppsd_cli.runtime.cuda.relay import Box
 
 COUNT = 7
-_MISSING = triton_cpu.missing()
-_GPU = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
-PLACES = [
-    pytest.param(
-        ("cpu", "float32"), marks=pytest.mark.skipif(bool(_MISSING), reason=str(_MISSING)), id="cpu"
-    ),
-    pytest.param(("cuda:0", "bfloat16"), marks=_GPU, id="gpu-bfloat16"),
-]
-DEEP_3 = ((1, 0), (2, 1), (4, 2))
 DRAWN = Sampling(temperature=0.8, seed=7)
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

@@ -20,11 +20,21 @@ from ppsd_cli.runtime.heartbeat import Pulse, die_with
 
 def main(control_fd: int, listen_fd: int) -> None:
     """Set this process up and run its stage until the driver is gone."""
+    begun = set_up(control_fd)
+    if begun is not None:
+        _run(*begun, listen_fd)
+
+
+def set_up(control_fd: int) -> tuple[dict[str, Any], Channel] | None:
+    """Take this process's settings from the driver, and let it know how this process fares.
+
+    None where the driver is gone before it has sent any.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's
     channel = Channel(socket.socket(fileno=control_fd))
     message = channel.receive()
     if message is None:
-        return
+        return None
     assert message[0] == SETUP
     setup = json.loads(message[1])
     if setup["die_with"] is not None:
@@ -32,11 +42,11 @@ def main(control_fd: int, listen_fd: int) -> None:
     if setup["cores"] is not None:
         os.sched_setaffinity(0, setup["cores"])
     Pulse(channel).start()
-    report_to(channel)
-    _run(setup, channel, listen_fd)
+    _report_to(channel)
+    return setup, channel
 
 
-def report_to(channel: Channel) -> None:
+def _report_to(channel: Channel) -> None:
     """Have whatever ends this process told to the driver."""
 
     def report(

@@ -6,32 +6,18 @@ others do. torch is imported only after the pulse beats.
 
 import json
 import os
-import signal
-import socket
 import sys
 from typing import Any
 
-from ppsd_cli.runtime.control import PLAN, READY, RESULT, SETUP, Channel
-from ppsd_cli.runtime.heartbeat import Pulse, die_with
-from ppsd_cli.runtime.stage_main import report_to
+from ppsd_cli.runtime.control import PLAN, READY, RESULT, Channel
+from ppsd_cli.runtime.stage_main import set_up
 
 
 def main(control_fd: int) -> None:
     """Set this process up and answer windows of work until the driver is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's
-    channel = Channel(socket.socket(fileno=control_fd))
-    message = channel.receive()
-    if message is None:
-        return
-    assert message[0] == SETUP
-    setup = json.loads(message[1])
-    if setup["die_with"] is not None:
-        die_with(setup["die_with"])
-    if setup["cores"] is not None:
-        os.sched_setaffinity(0, setup["cores"])
-    Pulse(channel).start()
-    report_to(channel)
-    _serve(setup, channel)
+    begun = set_up(control_fd)
+    if begun is not None:
+        _serve(*begun)
 
 
 def _serve(setup: dict[str, Any], channel: Channel) -> None:

@@ -59,7 +59,7 @@ def graph_runner(
             _member(part, head if first == 0 else None, first, len(stages)) for first, part in parts
         ]
         crew = Crew(members, through_host=through_host)
-    return GraphRunner(stages, head, crew, chunk=chunk, through_host=through_host)
+    return GraphRunner(stages, head, crew, chunk=chunk)
 
 
 def _member(stages: list[Stage], head: DraftHead | None, first: int, total: int) -> Member:

@@ -48,13 +48,14 @@ class Crew:
         """``through_host``: boxes lie in pinned host memory."""
         self.members = tuple(members)
         self.home, self.tail = members[0], members[-1]
+        self._through_host = through_host
         self._graphs: dict[Hashable, list[Playable]] = {}
         self._near: list[list[int]] = [[] for _ in members]
         if len(members) > 1:
-            self._connect(through_host)
+            self._connect()
             self._near = [self._neighbours(i) for i in range(len(members))]
 
-    def _connect(self, through_host: bool) -> None:
+    def _connect(self) -> None:
         """Boxes for all: states of the stage before, and at home what the others return."""
         home = self.home.pod
         returned: list[tuple[int, int, int, int, int]] = []
@@ -67,14 +68,14 @@ class Crew:
                     row = len(returned)
                     returned.append((row, 1, tap, member.pod.first + owner, 1))
                     sent.setdefault(number, []).append((member.pod.row[depth], row))
-        box = self._box(home, max(len(returned), 1), through_host)
+        box = self._box(home, len(returned))
         home.connect(box, returned)
         last = len(self.members) - 1
         for number, member in enumerate(self.members):
             pod = member.pod
             if number < last:
                 follower = self.members[number + 1].pod
-                follower.connect(self._box(follower, 1, through_host), [(0, 0, 0, 0, 1)])
+                follower.connect(self._box(follower, 1), [(0, 0, 0, 0, 1)])
                 end = pod.lanes[-1].stage.part.last
                 pod.pushes.append(
                     Push(follower.box, _table([(pod.row[end], 0)], pod), place=True, target=False)
@@ -83,10 +84,9 @@ class Crew:
                 rows = _table(sent.get(number, []), pod)
                 pod.pushes.append(Push(box, rows, place=False, target=number == last))
 
-    def _box(self, pod: Pod, rows: int, through_host: bool) -> Box:
-        return Box.of(
-            rows, pod.hidden, like=pod.states, trash=pod.board.trash, through_host=through_host
-        )
+    def _box(self, pod: Pod, rows: int) -> Box:
+        trash, host = pod.board.trash, self._through_host
+        return Box.of(rows, pod.hidden, like=pod.states, trash=trash, through_host=host)
 
     def _neighbours(self, index: int) -> list[int]:
         """The members whose boxes this one fills, or that fill its box."""
@@ -153,13 +153,13 @@ class Crew:
                 pairs.append(member.recorder.fetch(tensors))
         return Fetched([copies for copies, _ in pairs], [ready for _, ready in pairs])
 
-    def hand_over(self, tensor: Tensor, giver: int, taker: int, *, through_host: bool) -> Tensor:
+    def hand_over(self, tensor: Tensor, giver: int, taker: int) -> Tensor:
         """``tensor`` of one member's main stream for another's, on its device."""
         source, target = self.members[giver], self.members[taker]
         if source is target:
             return tensor
         with source.recorder.stream():
-            if through_host:
+            if self._through_host:
                 tensor = tensor.cpu()
             source.recorder.mark()
         target.recorder.after([source.recorder])
@@ -174,13 +174,11 @@ class Crew:
 
     def _together(self, work: Callable[[Member], None]) -> None:
         """Do something on each device, after everything before and before everything after."""
-        if len(self.members) > 1:
-            self.meet()
+        self.meet()
         for member in self.members:
             with member.recorder.stream():
                 work(member)
-        if len(self.members) > 1:
-            self.meet()
+        self.meet()
 
     def _wait(self) -> None:
         for member, near in zip(self.members, self._near, strict=True):

@@ -107,23 +107,22 @@ class PromptLane:
 class PromptLine:
     """The lanes of all devices, one after the other."""
 
-    def __init__(self, lanes: list[PromptLane], crew: Crew, *, through_host: bool) -> None:
-        self._lanes, self._crew, self._through_host = lanes, crew, through_host
+    def __init__(self, lanes: list[PromptLane], crew: Crew) -> None:
+        self._lanes, self._crew = lanes, crew
 
     def run(self, token_ids: tuple[int, ...], start: int) -> tuple[Tensor, dict[int, Tensor]]:
         """As a lane's, with the last states on the last device and the taps on the first."""
-        crew, host = self._crew, self._through_host
+        crew = self._crew
         hidden: Tensor | None = None
         taps: dict[int, Tensor] = {}
         for number, lane in enumerate(self._lanes):
             if hidden is not None:
-                hidden = crew.hand_over(hidden, number - 1, number, through_host=host)
+                hidden = crew.hand_over(hidden, number - 1, number)
             with lane.recorder.stream():
                 hidden, tapped = lane.run(token_ids, start, hidden)
             for depth, states in tapped.items():
-                taps[depth] = crew.hand_over(states, number, 0, through_host=host)
-        if len(self._lanes) > 1:
-            crew.meet()
+                taps[depth] = crew.hand_over(states, number, 0)
+        crew.meet()
         assert hidden is not None
         return hidden, taps
 

@@ -72,15 +72,11 @@ class GraphRunner:
         crew: Crew,
         *,
         chunk: int,
-        through_host: bool = False,
     ) -> None:
-        """``chunk``: prompt tokens of a plan, at most. ``through_host``: devices cannot write to
-        each other's memory.
-        """
+        """``chunk``: prompt tokens of a plan, at most."""
         self.stage_list, self._head, self._crew = stages, head, crew
         self._pod, self._clock = crew.home.pod, crew.home.clock
         self._clocks = [m.clock for m in crew.members for _ in m.pod.lanes]
-        self.through_host = through_host
         self._asked: deque[_Asked] = deque()
         self._request: Request | None = None
         self._cycle: tuple[TickKind, ...] = ()
@@ -96,7 +92,7 @@ class GraphRunner:
             PromptLane([lane.stage for lane in m.pod.lanes], m.recorder, chunk=chunk)
             for m in crew.members
         ]
-        line = PromptLine(lanes, crew, through_host=through_host)
+        line = PromptLine(lanes, crew)
         self._prefill = Prefill(line, output, head, crew.tail.recorder)
         self._bursts: dict[int, BurstPod] = {}
         self._burst: tuple[int, BurstRecord] | None = None
@@ -234,7 +230,7 @@ class GraphRunner:
             self._tell()
         if at % unit == 0:
             crew.replay(self._key(self._cycle[at : at + unit]))
-            self._fetched = self._fetch(self._pod.board.log, request)
+            self._fetched = self._fetch(request)
         self._row += 1
         fetched, logits = self._fetched
         return _Asked(self._number, fetched, self._row, begin, logits=logits)
@@ -258,10 +254,10 @@ class GraphRunner:
         logits = tuple(fetched.copies[0][2:])
         return _Asked(self._number, fetched, self._row, begin, burst=True, logits=logits)
 
-    def _fetch(self, log: Tensor, request: Request) -> tuple[Fetched, tuple[Tensor, ...]]:
+    def _fetch(self, request: Request) -> tuple[Fetched, tuple[Tensor, ...]]:
         """Stamps and log after a tick, and the logits that are kept."""
         wanted = [[member.pod.board.stamps] for member in self._crew.members]
-        wanted[0].append(log)
+        wanted[0].append(self._pod.board.log)
         tail = self._crew.tail.pod
         if request.keep_logits:
             assert tail.chooser is not None

@@ -161,8 +161,7 @@ def time_steps(
         shallow, deep = _depths(layers, count)
         head = None if count == 1 else RAW_EXIT
         ticks = [found.tick((m,) * count, (device,) * count, head, _FEW) for m in (shallow, deep)]
-        step[count] = max(0.0, ticks[1] - ticks[0]) / (deep - shallow)
-        base[count] = max(0.0, ticks[0] - shallow * step[count])
+        base[count], step[count] = _line(ticks, shallow, deep)
     extra = _head_times(found, heads, (_depths(layers, stages[0])[1],) * 2, (device,) * 2)
     return StepTimes(device, layers, bench.config.threads, base, step, extra), found.timings
 
@@ -176,8 +175,7 @@ def time_devices(
     layer, fixed = {}, {}
     for device in dict.fromkeys(devices):
         ticks = [found.tick((m,), (device,), None, _FEW) for m in (shallow, deep)]
-        layer[device] = max(0.0, ticks[1] - ticks[0]) / (deep - shallow)
-        fixed[device] = max(0.0, ticks[0] - shallow * layer[device])
+        fixed[device], layer[device] = _line(ticks, shallow, deep)
     pair = devices[:2]
     both = [found.tick((m, m), pair, RAW_EXIT, _FEW) for m in (shallow, deep)]
     slope = (both[1] - both[0]) / (deep - shallow)
@@ -238,6 +236,12 @@ def _head_times(
             seconds += max(0.0, full - bare) * head.blocks / BLOCKS
         extra[head.name] = seconds
     return extra
+
+
+def _line(ticks: Sequence[float], shallow: int, deep: int) -> tuple[float, float]:
+    """Seconds without layers, and of a layer, from the ticks at two depths; neither below 0."""
+    layer = max(0.0, ticks[1] - ticks[0]) / (deep - shallow)
+    return max(0.0, ticks[0] - shallow * layer), layer
 
 
 def _depths(layers: int, stages: int) -> tuple[int, int]:
