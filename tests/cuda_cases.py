@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from models import Recorder, Run, Tiny, answer, prompt_of, save_head
 
-from ppsd_cli.core.events import Committed, Entered, Event, Finished, Flushed, Ticked, Verified
+from ppsd_cli.core.events import (
+    Committed,
+    Entered,
+    Event,
+    Finished,
+    Flushed,
+    Pruned,
+    Ticked,
+    Verified,
+)
 from ppsd_cli.core.plan import Plan, Runner, TickResult
 from ppsd_cli.runtime.cuda.tiles import SPLIT
 from ppsd_cli.runtime.pipeline import local_runner
@@ -155,25 +164,30 @@ def prompt(length: int, seed: int = 1) -> tuple[int, ...]:
     return prompt_of(length, vocabulary=VOCABULARY, seed=seed)
 
 
-def facts(events: Sequence[Event]) -> list[tuple[object, ...]]:
+def facts(events: Sequence[Event], *, tree: bool = False) -> list[tuple[object, ...]]:
     """Events without times, with ticks and serials counted from the answer's first node.
 
-    Results of nodes of earlier answers are left out: runners may drop them.
+    Results of nodes of earlier answers are left out: runners may drop them. ``tree``: with parents,
+    and without what the full model says of void nodes.
     """
     first = next(event for event in events if isinstance(event, Entered))
     told: list[tuple[object, ...]] = []
     for event in events:
         tick = event.tick - first.tick
         match event:
-            case Entered(_, serial, position, token, tokens, drafted):
-                node = serial - first.serial
-                told.append(("entered", tick, node, position, token, tokens, drafted))
+            case Entered(_, serial, position, token, tokens, drafted, parent):
+                node, above = serial - first.serial, None
+                if tree and parent is not None:
+                    above = parent - first.serial
+                told.append(("entered", tick, node, position, token, tokens, drafted, above))
             case Verified(_, serial, token, live) if serial >= first.serial:
-                told.append(("verified", tick, serial - first.serial, token, live))
+                said = token if live or not tree else None  # a void node sees what it likes
+                told.append(("verified", tick, serial - first.serial, said, live))
             case Committed(_, position, token, outcome, draft):
                 told.append(("committed", tick, position, token, outcome, draft))
-            case Flushed(_, position, void):
-                told.append(("flushed", tick, position, [s - first.serial for s in void]))
+            case Flushed(_, position, void) | Pruned(_, position, void):
+                kind = type(event).__name__
+                told.append((kind, tick, position, [s - first.serial for s in void]))
             case Finished(_, reason):
                 told.append(("finished", tick, reason))
             case Ticked():
@@ -181,9 +195,9 @@ def facts(events: Sequence[Event]) -> list[tuple[object, ...]]:
     return told
 
 
-def assert_same_events(run: Run, expected: Run) -> None:
+def assert_same_events(run: Run, expected: Run, *, tree: bool = False) -> None:
     """The same things happened in the same ticks, with nearly the same logits."""
-    ours, theirs = facts(run.events), facts(expected.events)
+    ours, theirs = facts(run.events, tree=tree), facts(expected.events, tree=tree)
     for index, (mine, other) in enumerate(zip(ours, theirs, strict=False)):
         assert mine == other, f"event {index} differs"
     assert len(ours) == len(theirs)

@@ -23,8 +23,10 @@ from ppsd_cli.runtime.cuda import clock, relay
 from ppsd_cli.runtime.cuda.bursts import BurstPod
 from ppsd_cli.runtime.cuda.crew import Crew, Member
 from ppsd_cli.runtime.cuda.launch import Launcher
+from ppsd_cli.runtime.cuda.march import TickKind
 from ppsd_cli.runtime.cuda.recorder import Immediate
-from ppsd_cli.runtime.cuda.ticks import FollowerPod, Pod, TickKind
+from ppsd_cli.runtime.cuda.ticks import FollowerPod, Pod
+from ppsd_cli.runtime.cuda.trees import TreePod
 from ppsd_cli.runtime.pipeline import PipelineConfig, load_head, load_worker
 
 SAMPLINGS = (
@@ -32,6 +34,7 @@ SAMPLINGS = (
     Sampling(temperature=0.7),
     Sampling(temperature=0.7, top_k=50, top_p=0.9, min_p=0.02),
 )
+WIDTHS = (4,)
 _run = JITFunction.run
 _made: dict[tuple[str, str], dict[str, Any]] = {}
 
@@ -76,7 +79,14 @@ def pods(shape: str, dtype: str) -> Iterator[tuple[Pod, list[TickKind]]]:
         ((third, third, layers - 2 * third), "random:deep"),
     ):
         config = PipelineConfig(
-            f"random:{shape}", "", split, ("meta",) * len(split), dtype, slots=4097, head=head
+            f"random:{shape}",
+            "",
+            split,
+            ("meta",) * len(split),
+            dtype,
+            slots=4097,
+            head=head,
+            width=4,
         )
         stages = [load_worker(config, s).stage for s in range(config.stages)]
         launcher = Launcher(clock=True, chained=True, slots=config.slots)
@@ -118,6 +128,8 @@ def main(shape: str, dtype: str) -> None:
         if pod.head is not None:
             for sampling in SAMPLINGS:
                 BurstPod(pod, 4).run(sampling)
+                for width in WIDTHS:
+                    TreePod(pod, width).stretch(kinds[-1:] * 2, sampling, in_turn)
     relay.poke(torch.empty(1, dtype=torch.int64, device="meta"), 1)
     for member in crew(shape, dtype).members:
         for sampling in SAMPLINGS:

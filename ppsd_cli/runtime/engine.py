@@ -104,10 +104,11 @@ def open_engine(config: PipelineConfig, *, processes: bool, port: int | None = N
 
 def check_engine(config: PipelineConfig) -> None:
     """ConfigError for what the engine of these devices does not serve yet."""
-    if config.width > 1 and has_graphs(config) and not is_torchrun():
+    spread = len(set(config.devices)) > 1 and not is_torchrun()
+    if config.width > 1 and spread and has_graphs(config):
         raise ConfigError(
-            f"--width {config.width}: trees do not run on the CUDA engine yet; "
-            "use --width 1, or --devices cpu"
+            f"--width {config.width}: on GPUs trees run on one device; "
+            "choose one with --devices cuda:0, or --width 1"
         )
 
 

@@ -6,7 +6,13 @@ a row's rounding does not depend on the cache's capacity, which only bounds the 
 The program that finishes last joins the splits in their order and leaves the counter at zero for
 the next launch.
 
-Shapes: W rows, G = N / M query heads in a group, R padded W * G rows, D head size, S slots.
+In a tree a slot is not a position. ``owner`` [S] says which node holds each slot, as a number that
+grows with the tick of its entry. What entered up to the *horizon* is committed, and every row sees
+it; of the newer nodes a row sees those of its own path. A free slot belongs to no one that could be
+seen. This one account serves all stages: a node that entered after a row is newer than its path.
+
+Shapes: W rows, G = N / M query heads in a group, R padded W * G rows, D head size, S slots, P nodes
+of a path.
 """
 
 import triton
@@ -31,6 +37,47 @@ def _attend_tile(q, keys, values, hide, top, total, out, SCALE: tl.constexpr):
 
 
 @triton.jit
+def _hidden_in_tree(
+    slot,
+    end,
+    horizon,
+    row,
+    live,
+    position,
+    owner_ptr,
+    where_ptr,
+    path_ptr,
+    kin_ptr,
+    PATH: tl.constexpr,
+    WINDOW: tl.constexpr,
+    LAG: tl.constexpr,
+):
+    """Which slots [R, BT] the rows do not see; with ``LAG`` also those of their nearest ancestors,
+    ``kin_ptr`` [W, LAG + 1].
+    """
+    owner = tl.load(owner_ptr + slot, mask=slot < end, other=2147483647)
+    seen = (owner <= horizon)[None, :] | (row[:, None] < 0)
+    for j in tl.static_range(PATH):
+        node = tl.load(path_ptr + row * PATH + j, mask=live, other=0)
+        seen = seen | (owner[None, :] == node[:, None])
+    if WINDOW > 0:
+        where = tl.load(where_ptr + slot, mask=slot < end, other=0)
+        seen = seen & (where[None, :] > position[:, None] - WINDOW)
+    for j in tl.static_range(LAG):
+        near = tl.load(kin_ptr + row * (LAG + 1) + j, mask=live, other=0).to(tl.int32)
+        seen = seen & (slot[None, :] != near[:, None])
+    return seen == 0
+
+
+@triton.jit
+def _mean(out, total, PATH: tl.constexpr):
+    """Weighted values over their weights. A void row of a tree may see nothing: zeros."""
+    if PATH > 0:
+        total = tl.where(total > 0, total, 1.0)
+    return out / total[:, None]
+
+
+@triton.jit
 def attend_kernel(
     q_ptr,
     keys_ptr,
@@ -44,6 +91,11 @@ def attend_kernel(
     count_ptr,
     out_ptr,
     table_ptr,
+    owner_ptr,
+    where_ptr,
+    path_ptr,
+    view_ptr,
+    kin_ptr,
     W: tl.constexpr,
     head_stride,
     N: tl.constexpr,
@@ -58,6 +110,7 @@ def attend_kernel(
     LAG: tl.constexpr,
     NEAR: tl.constexpr,
     SCALE: tl.constexpr,
+    PATH: tl.constexpr,
     GROUPED: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -67,18 +120,22 @@ def attend_kernel(
     itself and WINDOW - 1 slots before it (0: all). ``LAG`` > 0 adds for each row its own ``near``
     keys and values [M, W * LAG, D] at lags 0 to LAG - 1 (those before position 0 are hidden);
     ``NEAR``: their number, padded.
-    ``GROUPED``: as in ``linear_kernel``, with ``table_ptr`` [members, 9]; without near keys.
+    ``PATH`` > 0: a tree; ``path_ptr`` [W, PATH] names the nodes of each row's path, ``view_ptr``
+    [2] holds the end of the slots in use and the horizon, ``where_ptr`` [S] a slot's position.
+    ``GROUPED``: as in ``linear_kernel``, with ``table_ptr`` [members, 11]; without near keys.
     """
     if GROUPED:
-        q_ptr = shifted(q_ptr, table_ptr, 9, 0)
-        keys_ptr = shifted(keys_ptr, table_ptr, 9, 1)
-        values_ptr = shifted(values_ptr, table_ptr, 9, 2)
-        place_ptr = shifted_plainly(place_ptr, table_ptr, 9, 3)
-        part_ptr = shifted(part_ptr, table_ptr, 9, 4)
-        part_top_ptr = shifted_plainly(part_top_ptr, table_ptr, 9, 5)
-        part_total_ptr = shifted_plainly(part_total_ptr, table_ptr, 9, 6)
-        count_ptr = shifted_plainly(count_ptr, table_ptr, 9, 7)
-        out_ptr = shifted(out_ptr, table_ptr, 9, 8)
+        q_ptr = shifted(q_ptr, table_ptr, 11, 0)
+        keys_ptr = shifted(keys_ptr, table_ptr, 11, 1)
+        values_ptr = shifted(values_ptr, table_ptr, 11, 2)
+        place_ptr = shifted_plainly(place_ptr, table_ptr, 11, 3)
+        part_ptr = shifted(part_ptr, table_ptr, 11, 4)
+        part_top_ptr = shifted_plainly(part_top_ptr, table_ptr, 11, 5)
+        part_total_ptr = shifted_plainly(part_total_ptr, table_ptr, 11, 6)
+        count_ptr = shifted_plainly(count_ptr, table_ptr, 11, 7)
+        out_ptr = shifted(out_ptr, table_ptr, 11, 8)
+        path_ptr = shifted_plainly(path_ptr, table_ptr, 11, 9)
+        view_ptr = shifted_plainly(view_ptr, table_ptr, 11, 10)
     G: tl.constexpr = N // M
     m = tl.program_id(0)
     s = tl.program_id(1)
@@ -88,8 +145,12 @@ def attend_kernel(
     row = r // G
     live = r < W * G
     position = tl.load(place_ptr + row * 2, mask=live, other=0).to(tl.int32)
-    last = tl.load(place_ptr + (W - 1) * 2).to(tl.int32)
-    end = tl.maximum(last + 1 - LAG, 0)  # slots that some row sees
+    if PATH > 0:
+        end = tl.load(view_ptr).to(tl.int32)
+        horizon = tl.load(view_ptr + 1).to(tl.int32)
+    else:
+        last = tl.load(place_ptr + (W - 1) * 2).to(tl.int32)
+        end = tl.maximum(last + 1 - LAG, 0)  # slots that some row sees
     size = SPLIT
     while size * MAX_SPLITS < end:
         size *= 2
@@ -101,7 +162,7 @@ def attend_kernel(
         total = tl.zeros([R], dtype=tl.float32)
         out = tl.zeros([R, D], dtype=tl.float32)
         begin = s * size
-        if WINDOW > 0:
+        if (WINDOW > 0) & (PATH == 0):
             first = tl.load(place_ptr).to(tl.int32) - WINDOW + 1
             begin = tl.maximum(begin, (first // BT) * BT)
         for start in range(begin, tl.minimum(s * size + size, end), BT):
@@ -110,9 +171,26 @@ def attend_kernel(
             tile = m * head_stride + slot[:, None] * D + d[None, :]
             keys = tl.load(keys_ptr + tile, mask=inside, other=0.0)
             values = tl.load(values_ptr + tile, mask=inside, other=0.0)
-            hide = slot[None, :] > position[:, None] - LAG
-            if WINDOW > 0:
-                hide = hide | (slot[None, :] <= position[:, None] - WINDOW)
+            if PATH > 0:
+                hide = _hidden_in_tree(
+                    slot,
+                    end,
+                    horizon,
+                    row,
+                    live,
+                    position,
+                    owner_ptr,
+                    where_ptr,
+                    path_ptr,
+                    kin_ptr,
+                    PATH,
+                    WINDOW,
+                    LAG,
+                )
+            else:
+                hide = slot[None, :] > position[:, None] - LAG
+                if WINDOW > 0:
+                    hide = hide | (slot[None, :] <= position[:, None] - WINDOW)
             top, total, out = _attend_tile(q, keys, values, hide, top, total, out, SCALE)
         if LAG > 0:
             if s == 0:
@@ -126,7 +204,7 @@ def attend_kernel(
                 hide = hide | (near >= W * LAG)[None, :] | (lag[None, :] > position[:, None])
                 top, total, out = _attend_tile(q, keys, values, hide, top, total, out, SCALE)
         if splits == 1:
-            result = out / total[:, None]
+            result = _mean(out, total, PATH)
             tl.store(out_ptr + at, result.to(out_ptr.dtype.element_ty), mask=live[:, None])
         else:
             part = (m * SPLITS + s) * R + r
@@ -152,6 +230,6 @@ def attend_kernel(
                     total += share * tl.load(part_total_ptr + part, cache_modifier=".cg")
                     piece = tl.load(part_ptr + part[:, None] * D + d[None, :], cache_modifier=".cg")
                     out += share[:, None] * piece
-                result = out / total[:, None]
+                result = _mean(out, total, PATH)
                 tl.store(out_ptr + at, result.to(out_ptr.dtype.element_ty), mask=live[:, None])
                 tl.store(count_ptr + m, 0)

@@ -44,14 +44,17 @@ class Entry:
 class Board:
     """Control tensors of the pipeline; see ``control.py`` for the fields."""
 
-    def __init__(self, *, stages: int, lags: int, slots: int, device: torch.device) -> None:
+    def __init__(
+        self, *, stages: int, lags: int, slots: int, device: torch.device, width: int = 1
+    ) -> None:
+        """``width``: rows of a tick. ``slots``: those of the context; the next one is spare."""
         whole: dict[str, Any] = {"dtype": torch.int64, "device": device}
         self.stages, self.lags, self.trash = stages, lags, slots
         self.board = torch.zeros(len(BOARD_FIELDS), **whole)
         self.ledger = torch.zeros(TICKS, len(LEDGER_FIELDS), **whole)
         self.log = torch.zeros(TICKS, len(LOG_FIELDS), **whole)
         self.stamps = torch.zeros(TICKS, stages, **whole)
-        self.place = torch.zeros(stages, 1, 2, **whole)
+        self.place = torch.zeros(stages, width, 2, **whole)
         self.place[:, :, 1] = slots
         self.head_place = torch.zeros(2 + lags, 2, **whole)
         self.forced = torch.zeros(slots, **whole)

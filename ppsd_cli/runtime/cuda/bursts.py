@@ -23,7 +23,8 @@ from ppsd_cli.runtime.cuda.burst_control import (
 )
 from ppsd_cli.runtime.cuda.control import TICKS
 from ppsd_cli.runtime.cuda.lanes import HeadLane, StageLane, run_blocks
-from ppsd_cli.runtime.cuda.ticks import Pod, block_of, inside
+from ppsd_cli.runtime.cuda.march import inside
+from ppsd_cli.runtime.cuda.ticks import Pod, block_of
 from ppsd_cli.runtime.cuda.tiles import ROWS, Tile, power_of_two
 
 MOST_GUESSES = ROWS - 1

@@ -46,7 +46,7 @@ def _store_votes(scores, columns, ok, ws, W, tiles, vote_ptr, vote_id_ptr, WP: t
 
 
 @triton.jit
-def _noise(place_ptr, seed_ptr, id_ptr, columns, ok, ws, W, MAPPED: tl.constexpr):
+def noise_of(place_ptr, seed_ptr, id_ptr, columns, ok, ws, W, MAPPED: tl.constexpr):
     """Noise [BN, WP] of the tokens that follow the rows' positions."""
     ids = columns.to(tl.int64)
     if MAPPED:
@@ -100,7 +100,7 @@ def output_kernel(
     tl.store(logits_ptr + ws[None, :] * V + columns[:, None], logits, mask=inside)
     if SAMPLE:
         logits = logits / tl.load(temperature_ptr)
-        logits += _noise(place_ptr, seed_ptr, id_ptr, columns, ok, ws, W, MAPPED)
+        logits += noise_of(place_ptr, seed_ptr, id_ptr, columns, ok, ws, W, MAPPED)
     _store_votes(logits, columns, ok, ws, W, tl.num_programs(0), vote_ptr, vote_id_ptr, WP)
     if STAMP:
         if tl.program_id(0) == 0:
@@ -131,7 +131,7 @@ def vote_kernel(
     scores = tl.load(
         scores_ptr + ws[None, :] * V + columns[:, None], mask=inside, other=float("-inf")
     )
-    scores += _noise(place_ptr, seed_ptr, id_ptr, columns, ok, ws, W, MAPPED)
+    scores += noise_of(place_ptr, seed_ptr, id_ptr, columns, ok, ws, W, MAPPED)
     _store_votes(scores, columns, ok, ws, W, tl.num_programs(0), vote_ptr, vote_id_ptr, WP)
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ppsd_cli.core.plan import Request, Sampling
 from ppsd_cli.runtime.cuda.clock import DeviceClock
+from ppsd_cli.runtime.cuda.march import TickKind, inside
 from ppsd_cli.runtime.cuda.recorder import Immediate, Playable, Ready, Recorder
 from ppsd_cli.runtime.cuda.relay import Box, poke
-from ppsd_cli.runtime.cuda.ticks import Pod, Push, TickKind, inside
+from ppsd_cli.runtime.cuda.ticks import Pod, Push
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from ppsd_cli.runtime.cuda import launch
 from ppsd_cli.runtime.cuda.choice import vote_kernel
 from ppsd_cli.runtime.cuda.launch import (
     Attend,
+    Branch,
     Launcher,
     Linear,
     Near,
@@ -105,6 +106,11 @@ class Chooser:
         return other
 
     @property
+    def width(self) -> int:
+        """W, rows that it chooses for."""
+        return self.logits.shape[0]
+
+    @property
     def token_ids(self) -> Tensor | None:
         """Full-vocabulary ids of the columns where they are reduced."""
         return self._head.token_ids
@@ -172,7 +178,10 @@ def is_cut(sampling: Sampling) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class BlockCall:
-    """One decoder layer for rows x [W, H] into out [W, H], which may be ``scratch.work``."""
+    """One decoder layer for rows x [W, H] into out [W, H], which may be ``scratch.work``.
+
+    ``branch``: what the rows see, in a tree.
+    """
 
     block: Block
     x: Tensor
@@ -181,6 +190,7 @@ class BlockCall:
     place: Tensor
     scratch: Scratch
     stamp: Stamp | None = None
+    branch: Branch | None = None
 
 
 def run_blocks(
@@ -222,6 +232,7 @@ def run_blocks(
                 c.place,
                 c.scratch.scores,
                 c.scratch.attended,
+                branch=c.branch,
             )
             for c in calls
             if c.block.window == window
@@ -376,10 +387,14 @@ class HeadLane:
             near = room(2, shape.kv_heads, width * self.lags, shape.head_dim)
             self._near = Near(near[0], near[1], width)
 
-    def widened(self, width: int) -> "HeadLane":
-        """The same head, caches and rings with room for ``width`` rows; guesses after the last."""
+    def widened(self, width: int, *, guesses: int = 1) -> "HeadLane":
+        """The same head, caches and rings with room for ``width`` rows; guesses after the last
+        ``guesses`` of them.
+        """
         other = copy(self)
         other._make_room(width)
+        if guesses > 1:
+            other.chooser = self.chooser.widened(guesses)
         return other
 
     @property
@@ -410,11 +425,17 @@ class HeadLane:
         self.guess(place.view(-1, 1, 2), sampling, noise)
 
     def guess(
-        self, place: Tensor, sampling: Sampling, noise: Noise, logits: Tensor | None = None
+        self,
+        place: Tensor,
+        sampling: Sampling,
+        noise: Noise,
+        logits: Tensor | None = None,
+        branch: Branch | None = None,
     ) -> None:
-        """Votes for the guess after the last row, from what is in ``taps`` and ``joined``.
+        """Votes for the guess after the last row, or the last few, from ``taps`` and ``joined``.
 
         ``place`` [2 + L, W, 2]: as for ``run``, for every row. ``logits``: see ``Chooser.run``.
+        ``branch``: what the rows see, in a tree.
         """
         x, work = self.taps[0], self._scratch.work
         for norm, gate_up, down in self._mlps:
@@ -429,13 +450,15 @@ class HeadLane:
             launch.linear(self._launcher, [Linear(middle, down, work, residual=x)])
             x = work
         for index, block in enumerate(self._blocks):
-            call = BlockCall(block, x, work, self._head.caches[index], place[0], self._scratch)
+            cache, scratch = self._head.caches[index], self._scratch
+            call = BlockCall(block, x, work, cache, place[0], scratch, branch=branch)
             if index == 0 and self.lags:
                 self._lagged_block(call, place)
             else:
                 run_blocks(self._launcher, [call], self._shape, self._head.tables)
             x = work
-        self.chooser.run(x[-1:], place[0, -1:], sampling, noise, logits=logits)
+        rows = self.chooser.width
+        self.chooser.run(x[-rows:], place[0, -rows:], sampling, noise, logits=logits)
 
     def _lagged_block(self, call: BlockCall, place: Tensor) -> None:
         """The first block of a deep head: own key, those of near taps, the cache of the last."""
@@ -451,6 +474,7 @@ class HeadLane:
             scratch.scores,
             scratch.attended,
             near,
+            call.branch,
         )
         launch.attend(launcher, [attention], shape=shape)
         finish_blocks(launcher, [replace(call, x=self._fused)], shape)

@@ -163,8 +163,27 @@ class Near:
 
 
 @dataclass(frozen=True, slots=True)
+class Branch:
+    """What rows see in a tree: see ``attention.py``.
+
+    ``owner`` [S], ``where`` [S] (int32): node and position of each slot. ``path`` [W, P] (int32):
+    nodes of each row's path. ``view`` [2] (int64): end of the slots in use, and the horizon.
+    ``kin`` [W, K] (int64): slots of each row and its ancestors, where near keys replace them.
+    """
+
+    owner: Tensor
+    where: Tensor
+    path: Tensor
+    view: Tensor
+    kin: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Attend:
-    """Attention of q [W, N, D] over keys and values [M, slots, D] into out [W, N * D]."""
+    """Attention of q [W, N, D] over keys and values [M, slots, D] into out [W, N * D].
+
+    ``branch``: in trees; without it slots are positions.
+    """
 
     q: Tensor
     keys: Tensor
@@ -173,6 +192,7 @@ class Attend:
     scores: Scores
     out: Tensor
     near: Near | None = None
+    branch: Branch | None = None
 
 
 def attention_rows(shape: Shape, width: int) -> int:
@@ -315,12 +335,12 @@ def attend(
 ) -> None:
     """A group of equal shape; see ``attend_kernel``."""
     one = members[0]
-    width, near = one.q.shape[0], one.near
+    width, near, branch = one.q.shape[0], one.near, one.branch
     table = one.place
     if len(members) > 1:
         named = [_attend_tensors(call) for call in members]
         table = launcher.table(named, aligned=(0, 1, 2, 4, 8))
-    q, keys, values, place, part, top, total, count, out = _attend_tensors(one)
+    q, keys, values, place, part, top, total, count, out, path, view = _attend_tensors(one)
     tile = attention_tile(shape.head_dim)
     attend_kernel[(shape.kv_heads, launcher.splits, len(members))](
         q,
@@ -335,6 +355,11 @@ def attend(
         count,
         out,
         table,
+        place if branch is None else branch.owner,
+        place if branch is None else branch.where,
+        path,
+        view,
+        place if branch is None or branch.kin is None else branch.kin,
         width,
         keys.stride(0),
         N=shape.heads,
@@ -349,15 +374,18 @@ def attend(
         LAG=near.lags if near else 0,
         NEAR=max(16, power_of_two(near.keys.shape[1])) if near else 16,
         SCALE=shape.head_dim**-0.5,
+        PATH=0 if branch is None else branch.path.shape[1],
         GROUPED=len(members) > 1,
         **launcher.flags(tile, first=False),
     )
 
 
 def _attend_tensors(call: Attend) -> tuple[Tensor, ...]:
-    s = call.scores
+    s, place, branch = call.scores, call.place, call.branch
+    path, view = (place, place) if branch is None else (branch.path, branch.view)
     return (
-        call.q, call.keys, call.values, call.place, s.part, s.top, s.total, s.count, call.out,
+        call.q, call.keys, call.values, place, s.part, s.top, s.total, s.count, call.out,
+        path, view,
     )  # fmt: skip
 
 

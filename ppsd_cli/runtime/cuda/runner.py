@@ -34,10 +34,12 @@ from ppsd_cli.runtime.cuda.bursts import MOST_GUESSES, BurstPod
 from ppsd_cli.runtime.cuda.control import TICKS
 from ppsd_cli.runtime.cuda.crew import Crew, Fetched
 from ppsd_cli.runtime.cuda.lanes import is_cut
+from ppsd_cli.runtime.cuda.march import TickKind
 from ppsd_cli.runtime.cuda.prefill import Prefill, not_numbers
 from ppsd_cli.runtime.cuda.prompts import PromptLane, PromptLine
-from ppsd_cli.runtime.cuda.ticks import TickKind
 from ppsd_cli.runtime.cuda.tiles import stretch_of
+from ppsd_cli.runtime.cuda.tree_board import Level
+from ppsd_cli.runtime.cuda.trees import TreePod
 
 _LOOKAHEAD = 3
 Recorded = tuple[TickKind, ...] | Burst
@@ -85,7 +87,7 @@ class GraphRunner:
         self._number = 0
         self._serial = 0
         self._row = 0
-        self._entries: dict[int, Entry] = {}
+        self._entries: dict[int, Entry | Level] = {}
         output = stages[-1].output
         assert output is not None
         lanes = [
@@ -96,6 +98,7 @@ class GraphRunner:
         self._prefill = Prefill(line, output, head, crew.tail.recorder)
         self._bursts: dict[int, BurstPod] = {}
         self._burst: tuple[int, BurstRecord] | None = None
+        self._trees: dict[int, TreePod] = {}
         self._due_back: deque[tuple[int, tuple[Target, ...]]] = deque()
         self._kept: Tensor | None = None
         self._weight_bytes = sum(stage.weight_bytes() for stage in stages)
@@ -138,6 +141,11 @@ class GraphRunner:
         self._number += 1
 
     @property
+    def _tree(self) -> TreePod | None:
+        """What carries this answer's trees; None in a chain."""
+        return None if self._request is None else self._trees.get(self._request.width)
+
+    @property
     def _bursting(self) -> bool:
         return self._request is not None and self._request.draft_length > 0
 
@@ -154,14 +162,17 @@ class GraphRunner:
         logits = list(asked.logits)
         if asked.burst:
             return self._follow_burst(asked, log, stamps, logits)
-        entry = Entry.of(log, stamps)
+        entry = Entry.of(log, stamps) if self._tree is None else Level.of(log, stamps)
         assert entry.tick == asked.row, "the device's log is out of step"
+        if isinstance(entry, Level):
+            return self._follow_level(asked, entry, logits)
         return self._follow(asked, entry, logits)
 
     def close(self) -> None:
         """Let go of graphs and buffers."""
         self._crew.forget()
         self._bursts.clear()
+        self._trees.clear()
 
     # prompts
 
@@ -187,7 +198,13 @@ class GraphRunner:
                 "--decoder eesd: its stages take turns, so it runs on one GPU; choose one with "
                 "--devices cuda:0"
             )
+        if request.width > 1 and len(self._crew.members) > 1:
+            raise ConfigError(
+                f"--width {request.width}: trees run on one GPU; choose one with --devices cuda:0"
+            )
         self._request = request
+        if request.width > 1 and request.width not in self._trees:
+            self._trees[request.width] = TreePod(self._pod, request.width)
         kinds = [TickKind(tuple(range(self.stages)), drafts=True)]
         if not request.drafting:
             kinds = [TickKind((s,), drafts=False) for s in range(self.stages)]
@@ -225,8 +242,7 @@ class GraphRunner:
         assert isinstance(plan, Step) == drafts, "plan and graph are out of step"
         if self._row == 0:
             for first in range(0, len(self._cycle), unit):
-                kinds = self._cycle[first : first + unit]
-                self._prepare(kinds, partial(crew.record, kinds=kinds, sampling=request.sampling))
+                self._prepare_stretch(self._cycle[first : first + unit])
             self._tell()
         if at % unit == 0:
             crew.replay(self._key(self._cycle[at : at + unit]))
@@ -234,6 +250,16 @@ class GraphRunner:
         self._row += 1
         fetched, logits = self._fetched
         return _Asked(self._number, fetched, self._row, begin, logits=logits)
+
+    def _prepare_stretch(self, kinds: tuple[TickKind, ...]) -> None:
+        assert self._request is not None
+        sampling, tree, crew = self._request.sampling, self._tree, self._crew
+        if tree is None:
+            self._prepare(kinds, partial(crew.record, kinds=kinds, sampling=sampling))
+            return
+        run = partial(tree.stretch, kinds, sampling, crew.home.recorder.fork)
+        tree.board.idle()
+        self._prepare(kinds, partial(crew.record_alone, launches=run))
 
     def _launch_burst(self, plan: Burst) -> _Asked:
         begin = perf_counter()
@@ -256,6 +282,11 @@ class GraphRunner:
 
     def _fetch(self, request: Request) -> tuple[Fetched, tuple[Tensor, ...]]:
         """Stamps and log after a tick, and the logits that are kept."""
+        tree = self._tree
+        if tree is not None:
+            kept = [tree.target_logits, tree.draft_logits] if request.keep_logits else []
+            fetched = self._crew.fetch([[tree.board.stamps, tree.board.log, *kept]])
+            return fetched, tuple(fetched.copies[0][2:])
         wanted = [[member.pod.board.stamps] for member in self._crew.members]
         wanted[0].append(self._pod.board.log)
         tail = self._crew.tail.pod
@@ -285,23 +316,23 @@ class GraphRunner:
         assert self._prefill.first is not None, "a step before the prompt's last chunk"
         token, position = self._prefill.first
         self._crew.begin(self._request, position=position, token=token, serial=self._serial)
+        if self._tree is not None:
+            self._tree.board.begin(
+                self._request, position=position, token=token, serial=self._serial
+            )
 
     def _key(self, kind: Recorded) -> tuple[object, ...]:
         assert self._request is not None
         sampling = self._request.sampling
         cut = (sampling.top_k, sampling.top_p, sampling.min_p) if is_cut(sampling) else ()
-        return (kind, sampling.temperature > 0, *cut)
+        return (kind, self._request.width, sampling.temperature > 0, *cut)
 
     # results
 
     def _follow(self, asked: _Asked, entry: Entry, logits: list[Tensor]) -> TickResult:
         self._entries[entry.tick] = entry
         self._entries.pop(entry.tick - self.stages - 2, None)
-        times = self._clock
-        begin = times.host(entry.boundary_time, asked.begin)
-        drafted = times.host(entry.entry_time, asked.begin)
-        end = times.host(entry.stage_times[0], perf_counter())
-        clock = Ticked(asked.number, begin, begin, drafted, max(end, drafted))
+        clock = self._clock_of(asked, entry)
         targets = self._arrivals(asked.number)
         if entry.arrived:
             targets = (*targets, self._target(entry))
@@ -321,6 +352,28 @@ class GraphRunner:
         self._serial = entry.entered_serial + 1
         kept = (logits[1],) if len(logits) > 1 and entry.drafted else ()
         return TickResult(clock, targets, (node,), kept)
+
+    def _follow_level(self, asked: _Asked, level: Level, logits: list[Tensor]) -> TickResult:
+        """What of a tree left the last stage in this tick, and what entered."""
+        self._entries[level.tick] = level
+        self._entries.pop(level.tick - self.stages - 2, None)
+        before = self._entries.get(level.tick - self.stages)
+        targets = self._arrivals(asked.number)
+        if isinstance(before, Level) and before.nodes:
+            spans = self._spans(before.tick)
+            targets = (*targets, *level.answers(before.nodes, spans, self._kept))
+        self._kept = logits[0] if logits else None  # of the level that arrives at the next tick
+        if level.nodes:
+            self._serial = level.nodes[-1].serial + 1
+        drafts = level.draft_logits(logits[1] if logits else None)
+        return TickResult(self._clock_of(asked, level), targets, level.nodes, drafts)
+
+    def _clock_of(self, asked: _Asked, entry: Entry | Level) -> Ticked:
+        times = self._clock
+        begin = times.host(entry.boundary_time, asked.begin)
+        drafted = times.host(entry.entry_time, asked.begin)
+        end = times.host(entry.stage_times[0], perf_counter())
+        return Ticked(asked.number, begin, begin, drafted, max(end, drafted))
 
     def _follow_burst(
         self, asked: _Asked, log: list[list[int]], stamps: list[int], logits: list[Tensor]

@@ -1,9 +1,9 @@
-"""One tick of a pipeline's part on one device, as a list of launches: boundary, entry, stages.
+"""One tick of a pipeline's part on one device, as a list of launches: what is between the stages.
 
 Shapes: n stages, H hidden, K taps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,25 +16,11 @@ from ppsd_cli.model.layers import Shape
 from ppsd_cli.model.stage import Stage
 from ppsd_cli.runtime.cuda.board import Board
 from ppsd_cli.runtime.cuda.control import boundary_kernel, entry_kernel
-from ppsd_cli.runtime.cuda.lanes import Chooser, HeadLane, StageLane, run_blocks
+from ppsd_cli.runtime.cuda.lanes import HeadLane, StageLane
 from ppsd_cli.runtime.cuda.launch import Launcher, rows_of
+from ppsd_cli.runtime.cuda.march import Fork, March, TickKind, inside, votes_of
 from ppsd_cli.runtime.cuda.relay import Box, follow_kernel, push_kernel
 from ppsd_cli.runtime.cuda.tiles import Tile, power_of_two
-
-Fork = Callable[[Sequence[Callable[[], None]]], None]
-"""Runs branches at the same time, or one after the other, and waits for all."""
-
-
-@dataclass(frozen=True, slots=True)
-class TickKind:
-    """What one tick is made of.
-
-    ``active``: stages that work; all of them when drafting, one at a time in the naive split.
-    ``drafts``: the draft head runs before the entry.
-    """
-
-    active: tuple[int, ...]
-    drafts: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +37,7 @@ class Push:
     target: bool
 
 
-class Pod:
+class Pod(March):
     """Stages of one device and the control tensors between them.
 
     The pod with stage 0 decides, and has the draft head; see ``FollowerPod`` for others.
@@ -106,7 +92,7 @@ class Pod:
         self.box = Box.of(0, spec.hidden, like=states, trash=slots)
         self.pushes: list[Push] = []
         self.chooser = self.lanes[-1].chooser
-        self._early = 0 if head is None else len(head.weights.blocks) + 1
+        self.early = 0 if head is None else len(head.weights.blocks) + 1
 
     def connect(self, box: Box, come: Sequence[tuple[int, int, int, int, int]]) -> None:
         """Take rows of ``box`` at each boundary, as these further moves say."""
@@ -117,101 +103,13 @@ class Pod:
     def _move_table(self) -> Tensor:
         return torch.tensor(self.moves or [(0, 0, 0, 0, 0)], device=self.device)
 
-    def stretch(self, kinds: Sequence[TickKind], sampling: Sampling, fork: Fork) -> None:
-        """Launch ticks one after the other."""
-        follows = False
-        for kind in kinds:
-            follows = self._tick(kind, sampling, fork, follows=follows)
-
-    def _tick(self, kind: TickKind, sampling: Sampling, fork: Fork, *, follows: bool) -> bool:
-        """Launch one tick. ``follows``: directly behind a single kernel. Returns whether it ends
-        with one.
-
-        While the head drafts, the other stages get ahead by some layers; then all stages go in
-        step, the same layer number in one launch, so that the GPU sees one row of kernels.
-        """
-        self._boundary(sampling, first=not follows)
-        active = [s for s in kind.active if s < len(self.lanes)]
-        others = [s for s in active if s > 0]
-        ahead = 0
-        if kind.drafts and others:
-            ahead = min(self._early, *(len(self.lanes[s]) - 1 for s in others))
-
-        def front() -> None:
-            if kind.drafts:
-                assert self.head is not None
-                self.head.run(self.board.head_place, sampling, self.board.noise)
-            self._entry(sampling, drafts=kind.drafts)
-
-        if ahead:
-            fork([front, lambda: self._steps(dict.fromkeys(others, 0), ahead)])
-        else:
-            front()
-        starts = {s: 0 if s == 0 else ahead for s in active}
-        alone = not ahead and 0 in active
-        single = not starts or self._together(starts, sampling, fork, alone=alone)
-        return self._push(sampling, single=single)
-
-    def _together(
-        self, starts: dict[int, int], sampling: Sampling, fork: Fork, *, alone: bool
-    ) -> bool:
-        """All active stages from layer ``starts`` on, and the LM head as soon as it can run.
-
-        ``alone``: the first kernel follows the entry kernel directly. Returns whether the last
-        kernel runs alone.
-        """
-        last = len(self.lanes) - 1
-        longest = max(len(self.lanes[s]) - at for s, at in starts.items())
-        if last not in starts or self.chooser is None:
-            self._steps(starts, longest, first=not alone)
-            return True
-        before = len(self.lanes[last]) - starts[last]
-        self._steps(starts, before, first=not alone)
-        rest = {s: at + before for s, at in starts.items() if at + before < len(self.lanes[s])}
-        if not rest:
-            self._output(sampling, first=False)
-            return True
-        fork(
-            [
-                lambda: self._steps(rest, longest - before),
-                lambda: self._output(sampling, first=True),
-            ]
-        )
-        return False
-
-    def _steps(self, starts: dict[int, int], count: int, *, first: bool = True) -> None:
-        """``count`` layers of each of these stages, as far as they have so many."""
-        board = self.board
-        for step in range(count):
-            calls = [
-                self.lanes[s].call(at + step, board.place[s], board.stamp(s))
-                for s, at in starts.items()
-                if at + step < len(self.lanes[s])
-            ]
-            lane = self.lanes[next(iter(starts))]
-            run_blocks(
-                self.launcher,
-                calls,
-                lane.shape,
-                lane.stage.tables,
-                first=first and step == 0,
-            )
-
-    def _output(self, sampling: Sampling, *, first: bool) -> None:
-        board, last = self.board, len(self.lanes) - 1
-        assert self.chooser is not None
-        self.chooser.run(
-            self.lanes[-1].result,
-            board.place[last],
-            sampling,
-            board.noise,
-            stamp=board.stamp(last),
-            first=first,
-        )
+    def _draft(self, sampling: Sampling) -> None:
+        assert self.head is not None
+        self.head.run(self.board.head_place, sampling, self.board.noise)
 
     def _boundary(self, sampling: Sampling, *, first: bool) -> None:
         board, head = self.board, self.head
-        scores, columns, tiles = self._votes(self.chooser, sampling)
+        scores, columns, tiles = self._votes(sampling)
         boundary_kernel[(1 + len(self.moves),)](
             board.board,
             board.ledger,
@@ -243,7 +141,7 @@ class Pod:
     def _entry(self, sampling: Sampling, *, drafts: bool) -> None:
         board = self.board
         chooser = self.head.chooser if drafts and self.head is not None else self.chooser
-        scores, columns, tiles = self._votes(chooser, sampling)
+        scores, columns, tiles = votes_of(chooser, sampling, nothing=self._nothing)
         ids = None if chooser is None else chooser.token_ids
         entry_kernel[(1,)](
             board.board,
@@ -267,18 +165,19 @@ class Pod:
             **self.launcher.flags(Tile(0, 0, 8), first=False),
         )
 
-    def _votes(self, chooser: Chooser | None, sampling: Sampling) -> tuple[Tensor, Tensor, int]:
-        """Scores and columns of a chooser's votes, and their number; nothing without one."""
-        if chooser is None:
-            return self.states, self.board.board, 1
-        votes = chooser.votes(sampling)
-        return votes.scores, votes.columns, votes.tiles
+    @property
+    def _nothing(self) -> tuple[Tensor, Tensor]:
+        """Stands for votes that nobody reads."""
+        return self.states, self.board.board
+
+    def _votes(self, sampling: Sampling) -> tuple[Tensor, Tensor, int]:
+        return votes_of(self.chooser, sampling, nothing=self._nothing)
 
     def _push(self, sampling: Sampling, *, single: bool) -> bool:
         """Fill other devices' boxes. ``single``: behind one kernel; returned for what follows."""
         board = self.board
         for push in self.pushes:
-            scores, columns, tiles = self._votes(self.chooser, sampling)
+            scores, columns, tiles = self._votes(sampling)
             push_kernel[(1 + len(push.rows),)](
                 board.board,
                 board.place[-1],
@@ -361,9 +260,6 @@ class FollowerPod(Pod):
         self.board.place[:, :, 1].fill_(self.board.trash)
 
 
-def inside(stage: Stage, depth: int) -> bool:
-    return stage.part.first < depth <= stage.part.last
-
-
 def block_of(tiles: int) -> int:
+    """Votes that one step of an election reads."""
     return min(8192, power_of_two(tiles))

@@ -1,0 +1,169 @@
+"""The order of one tick's launches on one device: boundary, draft and entry, stages in step."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ppsd_cli.core.plan import Sampling
+from ppsd_cli.model.stage import Stage
+from ppsd_cli.runtime.cuda.board import Board
+from ppsd_cli.runtime.cuda.lanes import BlockCall, Chooser, HeadLane, StageLane, run_blocks
+from ppsd_cli.runtime.cuda.launch import Launcher
+
+Fork = Callable[[Sequence[Callable[[], None]]], None]
+"""Runs branches at the same time, or one after the other, and waits for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class TickKind:
+    """What one tick is made of.
+
+    ``active``: stages that work; all of them when drafting, one at a time in the naive split.
+    ``drafts``: the draft head runs before the entry.
+    """
+
+    active: tuple[int, ...]
+    drafts: bool
+
+
+class March:
+    """Ticks of the stages of one device; what is decided between them is a subclass's matter.
+
+    ``early``: layers that the other stages get ahead while the head drafts.
+    """
+
+    launcher: Launcher
+    lanes: list[StageLane]
+    head: HeadLane | None
+    chooser: Chooser | None
+    board: Board
+    early: int
+
+    def _boundary(self, sampling: Sampling, *, first: bool) -> None:
+        """Take in what the stages finished in the last tick, and decide."""
+        raise NotImplementedError
+
+    def _draft(self, sampling: Sampling) -> None:
+        """Run the draft head."""
+        raise NotImplementedError
+
+    def _entry(self, sampling: Sampling, *, drafts: bool) -> None:
+        """Choose what enters stage 0, and embed it."""
+        raise NotImplementedError
+
+    def _push(self, sampling: Sampling, *, single: bool) -> bool:
+        """Give other devices what this tick made. ``single``: behind one kernel; returned for what
+        follows. There are none unless a subclass says so.
+        """
+        del sampling
+        return single
+
+    def _call(self, stage: int, index: int) -> BlockCall:
+        """Layer ``index`` of a stage in this tick."""
+        return self.lanes[stage].call(index, self.board.place[stage], self.board.stamp(stage))
+
+    def stretch(self, kinds: Sequence[TickKind], sampling: Sampling, fork: Fork) -> None:
+        """Launch ticks one after the other."""
+        follows = False
+        for kind in kinds:
+            follows = self._tick(kind, sampling, fork, follows=follows)
+
+    def _tick(self, kind: TickKind, sampling: Sampling, fork: Fork, *, follows: bool) -> bool:
+        """Launch one tick. ``follows``: directly behind a single kernel. Returns whether it ends
+        with one.
+
+        While the head drafts, the other stages get ahead by some layers; then all stages go in
+        step, the same layer number in one launch, so that the GPU sees one row of kernels.
+        """
+        self._boundary(sampling, first=not follows)
+        active = [s for s in kind.active if s < len(self.lanes)]
+        others = [s for s in active if s > 0]
+        ahead = 0
+        if kind.drafts and others:
+            ahead = min(self.early, *(len(self.lanes[s]) - 1 for s in others))
+
+        def front() -> None:
+            if kind.drafts:
+                self._draft(sampling)
+            self._entry(sampling, drafts=kind.drafts)
+
+        if ahead:
+            fork([front, lambda: self._steps(dict.fromkeys(others, 0), ahead)])
+        else:
+            front()
+        starts = {s: 0 if s == 0 else ahead for s in active}
+        alone = not ahead and 0 in active
+        single = not starts or self._together(starts, sampling, fork, alone=alone)
+        return self._push(sampling, single=single)
+
+    def _together(
+        self, starts: dict[int, int], sampling: Sampling, fork: Fork, *, alone: bool
+    ) -> bool:
+        """All active stages from layer ``starts`` on, and the LM head as soon as it can run.
+
+        ``alone``: the first kernel follows the entry kernel directly. Returns whether the last
+        kernel runs alone.
+        """
+        last = len(self.lanes) - 1
+        longest = max(len(self.lanes[s]) - at for s, at in starts.items())
+        if last not in starts or self.chooser is None:
+            self._steps(starts, longest, first=not alone)
+            return True
+        before = len(self.lanes[last]) - starts[last]
+        self._steps(starts, before, first=not alone)
+        rest = {s: at + before for s, at in starts.items() if at + before < len(self.lanes[s])}
+        if not rest:
+            self._output(sampling, first=False)
+            return True
+        fork(
+            [
+                lambda: self._steps(rest, longest - before),
+                lambda: self._output(sampling, first=True),
+            ]
+        )
+        return False
+
+    def _steps(self, starts: dict[int, int], count: int, *, first: bool = True) -> None:
+        """``count`` layers of each of these stages, as far as they have so many."""
+        for step in range(count):
+            calls = [
+                self._call(s, at + step)
+                for s, at in starts.items()
+                if at + step < len(self.lanes[s])
+            ]
+            lane = self.lanes[next(iter(starts))]
+            run_blocks(
+                self.launcher,
+                calls,
+                lane.shape,
+                lane.stage.tables,
+                first=first and step == 0,
+            )
+
+    def _output(self, sampling: Sampling, *, first: bool) -> None:
+        board, last = self.board, len(self.lanes) - 1
+        assert self.chooser is not None
+        self.chooser.run(
+            self.lanes[-1].result,
+            board.place[last],
+            sampling,
+            board.noise,
+            stamp=board.stamp(last),
+            first=first,
+        )
+
+
+def votes_of(
+    chooser: Chooser | None, sampling: Sampling, *, nothing: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, int]:
+    """Scores and columns of a chooser's votes, and their number; ``nothing`` without a chooser."""
+    if chooser is None:
+        return *nothing, 1
+    votes = chooser.votes(sampling)
+    return votes.scores, votes.columns, votes.tiles
+
+
+def inside(stage: Stage, depth: int) -> bool:
+    """Whether the state after ``depth`` layers is made in this stage."""
+    return stage.part.first < depth <= stage.part.last

@@ -1,0 +1,151 @@
+"""What the device remembers of a tree, and the host's view of a tick of it.
+
+Shapes: n stages, W rows of a level, K taps, S slots, V columns, V' draft vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppsd_cli.core.plan import Node, Request, Target
+from ppsd_cli.errors import StageError
+from ppsd_cli.runtime.cuda.board import Board
+from ppsd_cli.runtime.cuda.control import TICKS
+from ppsd_cli.runtime.cuda.tiles import power_of_two
+from ppsd_cli.runtime.cuda.tree_control import (
+    FREE,
+    HEAD_FIELDS,
+    NO_SLOT,
+    NODE_FIELDS,
+    PROMPT,
+    ROW_FIELDS,
+    TREE_FIELDS,
+)
+
+
+class TreeBoard(Board):
+    """Control tensors of a pipeline that carries trees; see ``tree_control.py`` for the fields."""
+
+    def __init__(
+        self, *, stages: int, taps: int, slots: int, device: torch.device, width: int
+    ) -> None:
+        """``slots``: S less the spare one."""
+        super().__init__(stages=stages, lags=taps - 1, slots=slots, device=device, width=width)
+        whole: dict[str, Any] = {"dtype": torch.int64, "device": device}
+        half: dict[str, Any] = {"dtype": torch.int32, "device": device}
+        wide: dict[str, Any] = {"dtype": torch.float32, "device": device}
+        self.width, self.holes = width, stages * width
+        room = max(16, self.holes + (stages - 1) * power_of_two(width))  # sorted 16 at a time
+        self.tree = torch.zeros(len(TREE_FIELDS), **whole)
+        self.nodes = torch.zeros(TICKS, width, len(NODE_FIELDS), **whole)
+        self.alive = torch.zeros(TICKS, **whole)
+        self.scores = torch.zeros(TICKS, width, **wide)
+        self.lineage = torch.zeros(TICKS, width, stages, **half)
+        self.kin = torch.full((TICKS, width, taps), -1, **whole)
+        self.owner = torch.full((slots + 1,), FREE, **half)
+        self.where = torch.zeros(slots + 1, **half)
+        self.pool = torch.full((power_of_two(room),), NO_SLOT, **whole)
+        self.log = torch.zeros(TICKS, len(HEAD_FIELDS) + len(ROW_FIELDS) * width, **whole)
+        self.paths = torch.zeros(stages, width, stages, **half)
+        self.views = torch.zeros(stages + 1, 2, **whole)
+        self.head_place = torch.zeros(1 + taps, width, 2, **whole)
+        self.head_place[:, :, 1] = slots
+        self.head_path = torch.zeros(width, stages, **half)
+        self.head_kin = torch.full((width, taps), -1, **whole)
+        self.tokens = torch.zeros(width, width, **whole)
+        self.shares = torch.full((width, width), -torch.inf, **wide)
+        self.scale = torch.ones(1, **wide)
+        self.ranks = torch.zeros(slots, **whole)
+        self.rank_shares = torch.full((width,), torch.nan, **wide)
+
+    def idle(self) -> None:
+        """Nothing is due and nothing in flight."""
+        super().idle()
+        self.nodes.zero_()
+        self.alive.zero_()
+
+    def begin(self, request: Request, *, position: int, token: int, serial: int) -> None:
+        """See ``Board.begin``. The prompt lies in the slots up to ``position``."""
+        super().begin(request, position=position, token=token, serial=serial)
+        self.nodes.zero_()
+        self.alive.zero_()
+        self.tree.zero_()
+        self.tree[0].fill_(position)
+        self.pool.fill_(NO_SLOT)
+        self.owner.fill_(FREE)
+        self.owner[:position].fill_(PROMPT)
+        torch.arange(position, out=self.where[:position])
+        for lag in range(self.kin.shape[2]):
+            self.kin[0, 0, lag].fill_(max(position - 1 - lag, -1))
+        self.scale.fill_(request.tree_scale)
+        count = len(request.forced_drafts or ())
+        ranks = request.forced_ranks
+        self.ranks[:count].copy_(torch.tensor(ranks if ranks else (0,) * count))
+        self.rank_shares.fill_(torch.nan)
+        for rank, share in enumerate(request.rank_scores[: self.width]):
+            self.rank_shares[rank].fill_(share)
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One tick of a tree from the device's log; times in device nanoseconds.
+
+    ``targets`` [W]: what the full model says of the rows that left the last stage.
+    """
+
+    tick: int
+    boundary_time: int
+    entry_time: int
+    stage_times: tuple[int, ...]
+    nodes: tuple[Node, ...]
+    leaves: tuple[int, ...]
+    targets: tuple[int, ...]
+
+    @classmethod
+    def of(cls, log: Sequence[int], stamps: Sequence[int]) -> "Level":
+        """From rows of the log and of the stamps. StageError where the head made no numbers."""
+        tick, boundary_time, entry_time, drafted = log[: len(HEAD_FIELDS)]
+        step = len(ROW_FIELDS)
+        rows = [
+            dict(zip(ROW_FIELDS, log[at : at + step], strict=True))
+            for at in range(len(HEAD_FIELDS), len(log), step)
+        ]
+        fed = [row for row in rows if row["entered"]]
+        for row in fed:
+            if row["token"] < 0:
+                raise StageError(f"stage 0: draft logits are not numbers at {row['position']}")
+        nodes = tuple(
+            Node(
+                row["serial"],
+                row["position"],
+                row["token"],
+                1,
+                drafted=bool(drafted),
+                final=True,
+                parent=None if row["parent_serial"] < 0 else row["parent_serial"],
+                slot=row["slot"],
+            )
+            for row in fed
+        )
+        leaves = tuple(row["parent"] for row in fed) if drafted else ()
+        targets = tuple(row["target"] for row in rows)
+        return cls(tick, boundary_time, entry_time, tuple(stamps), nodes, leaves, targets)
+
+    def draft_logits(self, logits: Tensor | None) -> tuple[Tensor, ...]:
+        """Of each guess that entered, from ``logits`` [W, V'] of the leaves, where kept."""
+        return () if logits is None else tuple(logits[leaf] for leaf in self.leaves)
+
+    def answers(self, fed: Sequence[Node], spans: Any, logits: Tensor | None) -> tuple[Target, ...]:
+        """Targets of the nodes ``fed`` that left the last stage; ``logits`` [W, V] where kept.
+
+        StageError where the full model made no numbers.
+        """
+        if any(token < 0 for token in self.targets[: len(fed)]):
+            raise StageError("logits are not numbers (NaN)")
+        return tuple(
+            Target(node.serial, token, spans, None if logits is None else logits[row])
+            for row, (node, token) in enumerate(zip(fed, self.targets, strict=False))
+        )
