@@ -34,7 +34,7 @@ SAMPLINGS = (
     Sampling(temperature=0.7),
     Sampling(temperature=0.7, top_k=50, top_p=0.9, min_p=0.02),
 )
-WIDTHS = (4,)
+WIDTHS = (4, 8)
 _run = JITFunction.run
 _made: dict[tuple[str, str], dict[str, Any]] = {}
 
@@ -86,7 +86,7 @@ def pods(shape: str, dtype: str) -> Iterator[tuple[Pod, list[TickKind]]]:
             dtype,
             slots=4097,
             head=head,
-            width=4,
+            width=8,
         )
         stages = [load_worker(config, s).stage for s in range(config.stages)]
         launcher = Launcher(clock=True, chained=True, slots=config.slots)

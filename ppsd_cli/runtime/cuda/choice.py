@@ -70,7 +70,7 @@ def output_kernel(
     vote_id_ptr,
     stamp_ptr,
     board_ptr,
-    W,
+    W: tl.constexpr,
     eps,
     V,
     K: tl.constexpr,

@@ -3,7 +3,8 @@
 One kernel body serves every product of a decoder layer. Its program takes BN rows of the weight
 matrix [O, K] (the checkpoint's own layout) and walks along K, so each weight is read once. Two
 ways to multiply: by tensor cores over rows padded to WP (any width), or by plain multiply-adds for
-one row (``DOT`` false). The first gives every row the same rounding whatever the width.
+one row, or a few where K is small (``DOT`` false). Either gives every row the same rounding
+whatever the width.
 
 The root mean square of the row is gathered along the way and applied to the sums at the end.
 
@@ -63,7 +64,7 @@ def _dot_products(
     low,
     high,
     ok,
-    W,
+    W: tl.constexpr,
     K: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -153,14 +154,19 @@ def _short_products(
     low,
     high,
     ok,
+    W: tl.constexpr,
     K: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    WP: tl.constexpr,
     NORM: tl.constexpr,
     PAIRED: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """``_row_products`` for K of at most four tiles: every weight is asked for before the wait."""
+    """Products of a few rows, K of at most four tiles: every weight is asked for before the wait.
+
+    A row is summed as ``_row_products`` sums it, whatever the number of rows.
+    """
     cols = tl.arange(0, BK)
     EVEN: tl.constexpr = K % BK == 0
     PARTS: tl.constexpr = (K + BK - 1) // BK
@@ -182,15 +188,92 @@ def _short_products(
         if PARTS > 3:
             high_3 = _weights(w_ptr, high, ok, 3 * BK + cols, K, EVEN)
     wait_for_predecessor(PDL)
-    sums_low = tl.zeros([BN, BK], dtype=tl.float32)
-    sums_high = tl.zeros([BN, BK], dtype=tl.float32)
-    squares = tl.zeros([BK], dtype=tl.float32)
+    ws = tl.arange(0, WP)
+    all_low = tl.zeros([BN, WP], dtype=tl.float32)
+    all_high = tl.zeros([BN, WP], dtype=tl.float32)
+    all_squares = tl.zeros([WP], dtype=tl.float32)
+    for w in tl.static_range(W):
+        sums_low = tl.zeros([BN, BK], dtype=tl.float32)
+        sums_high = tl.zeros([BN, BK], dtype=tl.float32)
+        squares = tl.zeros([BK], dtype=tl.float32)
+        for part in tl.static_range(PARTS):
+            here = part * BK + cols
+            x = tl.load(x_ptr + w * K + here, mask=here < K, other=0.0).to(tl.float32)
+            if NORM:
+                squares += x * x
+                x = x * tl.load(norm_ptr + here, mask=here < K, other=0.0).to(tl.float32)
+            if part == 0:
+                tile, pair = low_0, high_0
+            elif part == 1:
+                tile, pair = low_1, high_1
+            elif part == 2:
+                tile, pair = low_2, high_2
+            else:
+                tile, pair = low_3, high_3
+            sums_low += tile.to(tl.float32) * x[None, :]
+            if PAIRED:
+                sums_high += pair.to(tl.float32) * x[None, :]
+        mine = (ws == w)[None, :]
+        all_low = tl.where(mine, tl.sum(sums_low, axis=1)[:, None], all_low)
+        if PAIRED:
+            all_high = tl.where(mine, tl.sum(sums_high, axis=1)[:, None], all_high)
+        if NORM:
+            all_squares = tl.where(ws == w, tl.sum(squares, axis=0), all_squares)
+    return all_low, all_high, all_squares
+
+
+@triton.jit
+def _short_dot_products(
+    x_ptr,
+    norm_ptr,
+    w_ptr,
+    low,
+    high,
+    ok,
+    W: tl.constexpr,
+    K: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    WP: tl.constexpr,
+    NORM: tl.constexpr,
+    PAIRED: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """``_dot_products`` for K of at most four tiles: every weight is asked for before the wait."""
+    cols = tl.arange(0, BK)
+    EVEN: tl.constexpr = K % BK == 0
+    PARTS: tl.constexpr = (K + BK - 1) // BK
+    low_0 = _weights(w_ptr, low, ok, cols, K, EVEN)
+    low_1, low_2, low_3 = low_0, low_0, low_0
+    if PARTS > 1:
+        low_1 = _weights(w_ptr, low, ok, BK + cols, K, EVEN)
+    if PARTS > 2:
+        low_2 = _weights(w_ptr, low, ok, 2 * BK + cols, K, EVEN)
+    if PARTS > 3:
+        low_3 = _weights(w_ptr, low, ok, 3 * BK + cols, K, EVEN)
+    high_0, high_1, high_2, high_3 = low_0, low_0, low_0, low_0
+    if PAIRED:
+        high_0 = _weights(w_ptr, high, ok, cols, K, EVEN)
+        if PARTS > 1:
+            high_1 = _weights(w_ptr, high, ok, BK + cols, K, EVEN)
+        if PARTS > 2:
+            high_2 = _weights(w_ptr, high, ok, 2 * BK + cols, K, EVEN)
+        if PARTS > 3:
+            high_3 = _weights(w_ptr, high, ok, 3 * BK + cols, K, EVEN)
+    wait_for_predecessor(PDL)
+    ws = tl.arange(0, WP)
+    sums_low = tl.zeros([BN, WP], dtype=tl.float32)
+    sums_high = tl.zeros([BN, WP], dtype=tl.float32)
+    squares = tl.zeros([WP], dtype=tl.float32)
     for part in tl.static_range(PARTS):
         here = part * BK + cols
-        x = tl.load(x_ptr + here, mask=here < K, other=0.0).to(tl.float32)
+        inside = (ws < W)[None, :] & (here < K)[:, None]
+        x = tl.load(x_ptr + ws[None, :] * K + here[:, None], mask=inside, other=0.0)
         if NORM:
-            squares += x * x
-            x = x * tl.load(norm_ptr + here, mask=here < K, other=0.0).to(tl.float32)
+            wide = x.to(tl.float32)
+            squares += tl.sum(wide * wide, axis=0)
+            gain = tl.load(norm_ptr + here, mask=here < K, other=0.0).to(tl.float32)
+            x = (wide * gain[:, None]).to(x.dtype)
         if part == 0:
             tile, pair = low_0, high_0
         elif part == 1:
@@ -199,14 +282,10 @@ def _short_products(
             tile, pair = low_2, high_2
         else:
             tile, pair = low_3, high_3
-        sums_low += tile.to(tl.float32) * x[None, :]
+        sums_low += tl.dot(tile, x, input_precision="ieee")
         if PAIRED:
-            sums_high += pair.to(tl.float32) * x[None, :]
-    a = tl.sum(sums_low, axis=1)[:, None]
-    b = a
-    if PAIRED:
-        b = tl.sum(sums_high, axis=1)[:, None]
-    return a, b, tl.sum(squares, axis=0) + tl.zeros([1], dtype=tl.float32)
+            sums_high += tl.dot(pair, x, input_precision="ieee")
+    return sums_low, sums_high, squares
 
 
 @triton.jit
@@ -217,7 +296,7 @@ def products(
     low,
     high,
     ok,
-    W,
+    W: tl.constexpr,
     K: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -231,13 +310,17 @@ def products(
 
     ``norm_ptr`` [K]: weight of a root-mean-square norm whose factor the caller applies.
     """
-    if DOT:
+    if DOT and K <= 4 * BK and BK >= 256:
+        a, b, squares = _short_dot_products(
+            x_ptr, norm_ptr, w_ptr, low, high, ok, W, K, BN, BK, WP, NORM, PAIRED, PDL
+        )
+    elif DOT:
         a, b, squares = _dot_products(
             x_ptr, norm_ptr, w_ptr, low, high, ok, W, K, BN, BK, WP, NORM, PAIRED, PDL
         )
     elif K <= 4 * BK:
         a, b, squares = _short_products(
-            x_ptr, norm_ptr, w_ptr, low, high, ok, K, BN, BK, NORM, PAIRED, PDL
+            x_ptr, norm_ptr, w_ptr, low, high, ok, W, K, BN, BK, WP, NORM, PAIRED, PDL
         )
     else:
         a, b, squares = _row_products(
@@ -257,7 +340,7 @@ def linear_kernel(
     stamp_ptr,
     board_ptr,
     table_ptr,
-    W,
+    W: tl.constexpr,
     eps,
     O,
     K: tl.constexpr,
@@ -331,7 +414,7 @@ def qkv_kernel(
     keys_ptr,
     values_ptr,
     table_ptr,
-    W,
+    W: tl.constexpr,
     eps,
     head_stride,
     N: tl.constexpr,

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 ROWS = 16
 """Rows that a tensor-core product is padded to; the widest call."""
 
+FEW = 8
+"""Rows that plain multiply-adds serve beside one, where a row is short: no slower than one row by
+much, as the weights are on their way before the rows are there.
+"""
 
 SPLIT = 512
 """Slots that one program of attention reads, where that takes at most ``ATTENTION`` programs."""
@@ -43,7 +47,9 @@ def choose_tile(
     ``members``: stages that share the launch. They may change BN only: each row is summed by one
     warp, so the sums stay the same bit by bit.
     """
-    if width > 1:
+    if width > (FEW if narrow and inner <= 2048 else 1):
+        if narrow and inner <= 2048:
+            return Tile(16, 256 if inner <= 1024 else 512, 2, True, 4)
         return Tile(16 if outer < 8192 else 32, 64 if inner < 2048 else 128, 4, True, 4)
     if not narrow:
         return Tile(16, min(power_of_two(inner), 256), 4)
