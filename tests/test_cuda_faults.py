@@ -23,7 +23,7 @@ _MISSING = triton_cpu.missing()
 if _MISSING is None:
     from triton.runtime.interpreter import InterpretedFunction
 
-    from ppsd_cli.runtime.cuda import board, lanes, launch
+    from ppsd_cli.runtime.cuda import board, launch, prompt_head
     from ppsd_cli.runtime.cuda.control import TICKS
 pytestmark = [
     pytest.mark.skipif(bool(_MISSING), reason=str(_MISSING)),
@@ -56,7 +56,7 @@ def seed_forgotten(patch):
 
 
 def states_of_the_prompt_forgotten(patch):
-    patch.setattr(lanes.HeadLane, "adopt", lambda _self: None)
+    patch.setattr(prompt_head.PromptHead, "run", lambda *_: None)
 
 
 def weights_of_the_first_stage_for_all(patch):
