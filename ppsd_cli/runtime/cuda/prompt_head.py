@@ -63,8 +63,7 @@ class PromptHead:
 
     def take(self, depth: int, states: Tensor) -> None:
         """States [W, H] of the chunk after ``depth`` layers of another device."""
-        if depth in self._taps:
-            self._taps[depth][: states.shape[0]].copy_(states)
+        self._taps[depth][: states.shape[0]].copy_(states)
 
     def run(self, end: int) -> None:
         """The chunk that the rows tell of, up to position ``end``; all taps must be there."""
