@@ -134,5 +134,6 @@ class _Done:
 def send(target: Tensor, values: Sequence[int]) -> None:
     """Whole numbers into a tensor, in the current stream; does not wait for the device."""
     # Torch does not use the pinned memory for anything else before the copy has been made.
-    numbers = torch.tensor(values, dtype=target.dtype, pin_memory=target.is_cuda)
+    pinned = target.is_cuda
+    numbers = torch.tensor(values, dtype=target.dtype, device="cpu", pin_memory=pinned)
     target.copy_(numbers, non_blocking=True)
