@@ -22,6 +22,7 @@ from ppsd_cli.model.shapes import SHAPES
 from ppsd_cli.runtime.cuda import clock, relay
 from ppsd_cli.runtime.cuda.bursts import BurstPod
 from ppsd_cli.runtime.cuda.crew import Crew, Member
+from ppsd_cli.runtime.cuda.first_token import FirstToken
 from ppsd_cli.runtime.cuda.launch import Launcher
 from ppsd_cli.runtime.cuda.recorder import Immediate
 from ppsd_cli.runtime.cuda.ticks import FollowerPod, Pod, TickKind
@@ -115,6 +116,9 @@ def main(shape: str, dtype: str) -> None:
         for kind in kinds:
             for sampling in SAMPLINGS:
                 pod.stretch([kind, kind], sampling, in_turn)
+        assert pod.chooser is not None
+        for sampling in SAMPLINGS:
+            FirstToken(pod.chooser, Immediate(), pod.states[0])._launch(sampling)
         if pod.head is not None:
             for sampling in SAMPLINGS:
                 BurstPod(pod, 4).run(sampling)
