@@ -22,6 +22,7 @@ from ppsd_cli.model.shapes import SHAPES
 from ppsd_cli.runtime.cuda import clock, relay
 from ppsd_cli.runtime.cuda.bursts import BurstPod
 from ppsd_cli.runtime.cuda.crew import Crew, Member
+from ppsd_cli.runtime.cuda.first_token import FirstToken
 from ppsd_cli.runtime.cuda.launch import Launcher
 from ppsd_cli.runtime.cuda.march import TickKind
 from ppsd_cli.runtime.cuda.recorder import Immediate
@@ -34,7 +35,7 @@ SAMPLINGS = (
     Sampling(temperature=0.7),
     Sampling(temperature=0.7, top_k=50, top_p=0.9, min_p=0.02),
 )
-WIDTHS = (4, 8)
+WIDTH = 4
 _run = JITFunction.run
 _made: dict[tuple[str, str], dict[str, Any]] = {}
 
@@ -86,7 +87,7 @@ def pods(shape: str, dtype: str) -> Iterator[tuple[Pod, list[TickKind]]]:
             dtype,
             slots=4097,
             head=head,
-            width=8,
+            width=WIDTH,
         )
         stages = [load_worker(config, s).stage for s in range(config.stages)]
         launcher = Launcher(clock=True, chained=True, slots=config.slots)
@@ -116,20 +117,25 @@ def in_turn(branches: Sequence[Callable[[], None]]) -> None:
         branch()
 
 
+def launch_all(pod: Pod, kinds: Sequence[TickKind], sampling: Sampling) -> None:
+    """Every kind of launch on a pipeline."""
+    for kind in kinds:
+        pod.stretch([kind, kind], sampling, in_turn)
+    assert pod.chooser is not None
+    FirstToken(pod.chooser, Immediate(), pod.states[0])._launch(sampling)
+    if pod.head is not None:
+        BurstPod(pod, 4).run(sampling)
+        TreePod(pod, WIDTH).stretch(kinds[-1:] * 2, sampling, in_turn)
+
+
 def main(shape: str, dtype: str) -> None:
     triton.runtime.driver.set_active(NoDriver())
     JITFunction.run = compile_only
     random_weights.Noise.normal = no_numbers
     clock._now_kernel[(1,)](torch.empty(1, dtype=torch.int64, device="meta"))
     for pod, kinds in pods(shape, dtype):
-        for kind in kinds:
-            for sampling in SAMPLINGS:
-                pod.stretch([kind, kind], sampling, in_turn)
-        if pod.head is not None:
-            for sampling in SAMPLINGS:
-                BurstPod(pod, 4).run(sampling)
-                for width in WIDTHS:
-                    TreePod(pod, width).stretch(kinds[-1:] * 2, sampling, in_turn)
+        for sampling in SAMPLINGS:
+            launch_all(pod, kinds, sampling)
     relay.poke(torch.empty(1, dtype=torch.int64, device="meta"), 1)
     for member in crew(shape, dtype).members:
         for sampling in SAMPLINGS:

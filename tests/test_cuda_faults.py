@@ -23,7 +23,7 @@ _MISSING = triton_cpu.missing()
 if _MISSING is None:
     from triton.runtime.interpreter import InterpretedFunction
 
-    from ppsd_cli.runtime.cuda import board, lanes, launch
+    from ppsd_cli.runtime.cuda import board, first_token, launch, prompt_head
     from ppsd_cli.runtime.cuda.control import TICKS
 pytestmark = [
     pytest.mark.skipif(bool(_MISSING), reason=str(_MISSING)),
@@ -56,7 +56,20 @@ def seed_forgotten(patch):
 
 
 def states_of_the_prompt_forgotten(patch):
-    patch.setattr(lanes.HeadLane, "adopt", lambda _self: None)
+    patch.setattr(prompt_head.PromptHead, "run", lambda *_: None)
+
+
+def states_of_other_devices_forgotten(patch):
+    patch.setattr(prompt_head.PromptHead, "take", lambda *_: None)
+
+
+def first_token_by_the_noise_of_the_next(patch):
+    choose = first_token.FirstToken.choose
+
+    def late(self, states, position, sampling):
+        return choose(self, states, position + 1, sampling)
+
+    patch.setattr(first_token.FirstToken, "choose", late)
 
 
 def weights_of_the_first_stage_for_all(patch):
@@ -74,6 +87,8 @@ HOST_FAULTS = [
     (ledger_kept, "leftovers"),
     (seed_forgotten, "sampled"),
     (states_of_the_prompt_forgotten, "chain"),
+    (states_of_other_devices_forgotten, "several"),
+    (first_token_by_the_noise_of_the_next, "sampled"),
     (weights_of_the_first_stage_for_all, "chain"),
 ]
 

@@ -3,10 +3,12 @@
 Per model and stage count, from alternating answers of equal length with checked equal token ids:
 milliseconds per token and per tick, per stage and for the head; weights read per second over the
 measured copy bandwidth; speed-up over plain decoding on the same engine. With ``--acceptance`` the
-drafts are right with that probability while the real head runs.
+drafts are right with that probability while the real head runs. ``--first``: milliseconds to the
+first token behind prompts of so many random tokens; with no other figures by ``--prompts 0``.
 
     python docs/benchmarks/gpu_engine.py --model smollm2-135m --stages 2 3 > FILE.json
     python docs/benchmarks/gpu_engine.py --random-weights llama-8b --stages 2 --acceptance 0.8
+    python docs/benchmarks/gpu_engine.py --model smollm2-135m --stages 2 3 --prompts 0
 """
 
 import argparse
@@ -18,7 +20,7 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from cpu_pipeline import PROMPTS, note, run
+from cpu_pipeline import PROMPTS, SAMPLING, note, run
 from gpu_tiles import copy_rate
 
 from ppsd_cli.assets.tokenizer import load_tokenizer
@@ -26,6 +28,8 @@ from ppsd_cli.commands.prompts import encode_chat
 from ppsd_cli.commands.report import hardware, versions
 from ppsd_cli.commands.session import ModelChoice, Plan, make_plan
 from ppsd_cli.config import Settings
+from ppsd_cli.core.events import Committed
+from ppsd_cli.core.schedule import Limits
 from ppsd_cli.runtime.engine import Drafting, Engine, open_engine
 from ppsd_cli.tasks.bench.prompts import encode_without_tokenizer
 
@@ -60,6 +64,21 @@ def weight_bytes(engine: Engine) -> int:
     first = stages[0]
     tied = first.output is not None and first.output.lm_matrix is first.embedding
     return total - (0 if tied else first.embedding.nbytes)
+
+
+def plain_figures(engine: Engine, plain: list[dict], rate: float) -> dict:
+    """What plain decoding takes, and what that is of the copy bandwidth."""
+    if not plain:
+        return {}
+    token_ms = statistics.median(r["token_ms"] for r in plain)
+    size = weight_bytes(engine)
+    return {
+        "token_ms": token_ms,
+        "stage_ms": statistics.median(r["stage_ms"][0] for r in plain),
+        "weight_bytes": size,
+        "weight_bytes_per_second": size / token_ms * 1e3,
+        "share_of_copy": size / token_ms * 1e3 / rate,
+    }
 
 
 def forced(ids: list[int], share: float, vocabulary: int, seed: int) -> tuple[int, ...]:
@@ -128,6 +147,49 @@ def by_length(engine: Engine, plan: Plan, lengths: list[int]) -> dict[str, float
     return found
 
 
+def to_first_token(engine: Engine, plan: Plan, lengths: list[int]) -> dict[str, dict]:
+    """Milliseconds from the question to its first token, by the prompt's length: median, least
+    and most of 15 answers of 2 tokens to different prompts, of 3 more before that to warm up.
+
+    Where the engine drafts, with and without drafting in turn (the latter is the naive split).
+    ``tokens``: all answers, the same in every mode and for every engine.
+    """
+    modes = {"ar": False} if plan.decoder == "ar" else {"ppsd": True, "naive": False}
+    found: dict[str, dict] = {}
+    for length in lengths:
+        times: dict[str, list[float]] = {name: [] for name in modes}
+        tokens: dict[str, list[list[int]]] = {name: [] for name in modes}
+        for index in range(18):
+            draws = torch.Generator().manual_seed(1000 * length + index)
+            prompt = torch.randint(plan.spec.vocabulary, (length,), generator=draws).tolist()
+            for name, on in modes.items():
+                seconds, ids = time_first(engine, tuple(prompt), Drafting(on))
+                times[name].append(1e3 * seconds)
+                tokens[name].append(ids)
+        figures: dict = {
+            name: {"median": statistics.median(t[3:]), "least": min(t[3:]), "most": max(t[3:])}
+            for name, t in times.items()
+        }
+        note(f"to the first token, {length} tokens: {json.dumps(figures)}")
+        assert all(answers == tokens[next(iter(modes))] for answers in tokens.values())
+        found[str(length)] = figures | {"tokens": tokens[next(iter(modes))]}
+    return found
+
+
+def time_first(
+    engine: Engine, prompt: tuple[int, ...], drafting: Drafting
+) -> tuple[float, list[int]]:
+    """Seconds to the first of two tokens, and both."""
+    torch.cuda.synchronize()
+    begin, ids, seconds = perf_counter(), [], 0.0
+    limits = Limits(2, engine.config.slots)
+    for event in engine.answer(prompt, sampling=SAMPLING, limits=limits, drafting=drafting):
+        if isinstance(event, Committed):
+            seconds = seconds or perf_counter() - begin
+            ids.append(event.token_id)
+    return seconds, ids
+
+
 def soak(engine: Engine, tokens: int) -> dict[str, float]:
     """Memory before and after answers of so many tokens, in bytes: of the GPU, and of this process.
 
@@ -159,6 +221,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--lengths", nargs="*", type=int, default=[])
+    parser.add_argument("--first", nargs="*", type=int, default=[100, 1000])
     parser.add_argument("--soak", type=int, default=0)
     parser.add_argument("--context", type=int, default=2048)
     options = parser.parse_args()
@@ -170,19 +233,14 @@ def main() -> None:
     prompts = prompts_of(plan, options.prompts)
     engine, ready = engine_of(plan)
     plain = [run(engine, prompt, options.tokens, False) for prompt in prompts]
-    token_ms = statistics.median(r["token_ms"] for r in plain)
-    size = weight_bytes(engine)
     report = {
         "command": " ".join(sys.argv),
         "copy_bytes_per_second": rate,
-        "ar": {
-            "token_ms": token_ms,
-            "stage_ms": statistics.median(r["stage_ms"][0] for r in plain),
-            "weight_bytes": size,
-            "weight_bytes_per_second": size / token_ms * 1e3,
-            "share_of_copy": size / token_ms * 1e3 / rate,
+        "ar": plain_figures(engine, plain, rate)
+        | {
             "ready_seconds": ready,
             "peak_memory": torch.cuda.max_memory_allocated(),
+            "first_token_ms": to_first_token(engine, plan, options.first),
         },
         "versions": versions(),
         "hardware": hardware(("cuda:0",), 1),
@@ -203,7 +261,11 @@ def main() -> None:
     for settings in wanted:
         plan = make_plan(choice, settings, note)
         engine, ready = engine_of(plan)
-        figures = compare(engine, plan, plain, prompts, options)
+        figures = compare(engine, plan, plain, prompts, options) if prompts else {}
+        first = to_first_token(engine, plan, options.first)
+        for length, each in report["ar"]["first_token_ms"].items():
+            first[length]["equal_to_ar"] = first[length]["tokens"] == each["tokens"]
+        figures["first_token_ms"] = first
         key = ",".join(map(str, plan.config.split))
         report["stages"][key] = {"head": plan.head_name, "ready_seconds": ready, **figures}
         engine.close()

@@ -92,9 +92,11 @@ class DraftHead:
         self._shape = Shape.of(spec)
         norm = weights.output.norm
         self._ring = ring
-        self._states = torch.zeros(
-            len(weights.taps), ring, spec.hidden, dtype=norm.dtype, device=norm.device
+        self.rings = torch.zeros(
+            len(weights.taps), ring + 1, spec.hidden, dtype=norm.dtype, device=norm.device
         )
+        """Tapped states [K, ring + 1, H] by slot modulo the ring; nothing reads the last place."""
+        self._states = self.rings[:, :ring]
         needed = slots if weights.blocks else 0
         cos, sin = rope_tables(spec, needed)
         self._cos = cos.to(norm.device, norm.dtype)
@@ -119,11 +121,6 @@ class DraftHead:
     def token_ids(self) -> Tensor | None:
         """Full-vocabulary ids [V'] of the draft logits' columns, or None if they are the same."""
         return self.weights.output.token_ids
-
-    @property
-    def states(self) -> Tensor:
-        """Tapped states [K, ring, H] by slot modulo the ring."""
-        return self._states
 
     @property
     def caches(self) -> list[LayerCache]:

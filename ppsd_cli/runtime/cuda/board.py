@@ -12,8 +12,7 @@ from ppsd_cli.core.choose import signed_seed
 from ppsd_cli.core.plan import Request, Sampling
 from ppsd_cli.runtime.cuda.control import BOARD_FIELDS, LEDGER_FIELDS, LOG_FIELDS, TICKS
 from ppsd_cli.runtime.cuda.launch import Noise, Stamp
-
-_AT = {name: index for index, name in enumerate(BOARD_FIELDS)}
+from ppsd_cli.runtime.cuda.recorder import send
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +90,10 @@ class Board:
             "forced": len(forced),
             "prompt_tokens": request.prompt_tokens,
         }
-        for name, value in values.items():
-            self.board[_AT[name]].fill_(value)
+        send(self.board, [values.get(name, 0) for name in BOARD_FIELDS])
         self.ledger.zero_()
         if forced:
-            self.forced[: len(forced)].copy_(torch.tensor(forced, dtype=torch.int64))
+            send(self.forced[: len(forced)], forced)
         self.choose_noise(request.sampling)
 
     def choose_noise(self, sampling: Sampling) -> None:

@@ -346,7 +346,7 @@ class StageLane:
 class HeadLane:
     """The draft head on the lagged view, for one row or for the newest few; see ``model.heads``.
 
-    ``rings`` [K, RING + 1, H] hold the tapped states by position; the last place is for bubbles.
+    ``rings`` [K, RING + 1, H] are the head's tapped states; their last place is for bubbles.
     ``taps`` [K, W, H] and ``joined`` [W, L * H] are what a call reads: the states of each lag, and
     those of lag 1 and more beside each other.
     """
@@ -355,12 +355,8 @@ class HeadLane:
         self._launcher, self._head, self._shape = launcher, head, shape
         weights = head.weights
         self._blocks = [Block.of(block) for block in weights.blocks]
-        states = head.states
-        taps, self.ring, hidden = states.shape
-        self.rings = torch.zeros(
-            taps, self.ring + 1, hidden, dtype=states.dtype, device=states.device
-        )
-        self.lags = taps - 1
+        self.rings = head.rings
+        self.ring, self.lags = head.rings.shape[1] - 1, len(head.taps) - 1
         middle = max((b.down.shape[1] for b in self._blocks), default=1)
         self._middle = max([middle, *(m.down.shape[0] for m in weights.mlps)])
         self._mlps = [(m.norm, rows_of(m.gate_up), rows_of(m.down)) for m in weights.mlps]
@@ -412,10 +408,6 @@ class HeadLane:
     def eps(self) -> float:
         """Epsilon of the norms."""
         return self._shape.rms_eps
-
-    def adopt(self) -> None:
-        """Take over the tapped states that prefill has left in the head."""
-        self.rings[:, : self.ring].copy_(self._head.states)
 
     def run(self, place: Tensor, sampling: Sampling, noise: Noise) -> None:
         """Votes for the guess after the newest token. ``place`` [2 + L, 2]: its position and

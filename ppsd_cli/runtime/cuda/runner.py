@@ -1,6 +1,6 @@
 """The graph runner: answers plans with one graph launch a tick, some ticks ahead of the host.
 
-Prompts run as graphs too (``prompts.py``); from the first token on the device decides
+Prompts run as graphs too (``prefill.py``); from the first token on the device decides
 by itself (``control.py``) and the host follows what it logs.
 """
 
@@ -36,7 +36,6 @@ from ppsd_cli.runtime.cuda.crew import Crew, Fetched
 from ppsd_cli.runtime.cuda.lanes import is_cut
 from ppsd_cli.runtime.cuda.march import TickKind
 from ppsd_cli.runtime.cuda.prefill import Prefill, not_numbers
-from ppsd_cli.runtime.cuda.prompts import PromptLane, PromptLine
 from ppsd_cli.runtime.cuda.tiles import stretch_of
 from ppsd_cli.runtime.cuda.tree_board import Level
 from ppsd_cli.runtime.cuda.trees import TreePod
@@ -88,14 +87,7 @@ class GraphRunner:
         self._serial = 0
         self._row = 0
         self._entries: dict[int, Entry | Level] = {}
-        output = stages[-1].output
-        assert output is not None
-        lanes = [
-            PromptLane([lane.stage for lane in m.pod.lanes], m.recorder, chunk=chunk)
-            for m in crew.members
-        ]
-        line = PromptLine(lanes, crew)
-        self._prefill = Prefill(line, output, head, crew.tail.recorder)
+        self._prefill = Prefill(crew, head, chunk=chunk)
         self._bursts: dict[int, BurstPod] = {}
         self._burst: tuple[int, BurstRecord] | None = None
         self._trees: dict[int, TreePod] = {}

@@ -201,11 +201,9 @@ class Pod(March):
         return single
 
     def begin(self, request: Request, *, position: int, token: int, serial: int) -> None:
-        """See ``Board.begin``; the head takes over what the prompt has left."""
+        """See ``Board.begin``."""
         self.board.begin(request, position=position, token=token, serial=serial)
         self.box.clear()
-        if self.head is not None:
-            self.head.adopt()
 
     def idle(self) -> None:
         """See ``Board.idle``."""

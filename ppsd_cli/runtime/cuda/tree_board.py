@@ -3,6 +3,7 @@
 Shapes: n stages, W rows of a level, K taps, S slots, V columns, V' draft vocabulary.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from ppsd_cli.core.plan import Node, Request, Target
 from ppsd_cli.errors import StageError
 from ppsd_cli.runtime.cuda.board import Board
 from ppsd_cli.runtime.cuda.control import TICKS
+from ppsd_cli.runtime.cuda.recorder import send
 from ppsd_cli.runtime.cuda.tiles import power_of_two
 from ppsd_cli.runtime.cuda.tree_control import (
     FREE,
@@ -47,6 +49,7 @@ class TreeBoard(Board):
         self.kin = torch.full((TICKS, width, taps), -1, **whole)
         self.owner = torch.full((slots + 1,), FREE, **half)
         self.where = torch.zeros(slots + 1, **half)
+        self._count = torch.arange(slots + 1, **half)
         self.pool = torch.full((power_of_two(room),), NO_SLOT, **whole)
         self.log = torch.zeros(TICKS, len(HEAD_FIELDS) + len(ROW_FIELDS) * width, **whole)
         self.paths = torch.zeros(stages, width, stages, **half)
@@ -72,21 +75,19 @@ class TreeBoard(Board):
         super().begin(request, position=position, token=token, serial=serial)
         self.nodes.zero_()
         self.alive.zero_()
-        self.tree.zero_()
-        self.tree[0].fill_(position)
+        send(self.tree, [position, 0, 0, 0, 0])
         self.pool.fill_(NO_SLOT)
         self.owner.fill_(FREE)
         self.owner[:position].fill_(PROMPT)
-        torch.arange(position, out=self.where[:position])
-        for lag in range(self.kin.shape[2]):
-            self.kin[0, 0, lag].fill_(max(position - 1 - lag, -1))
+        self.where[:position].copy_(self._count[:position])
+        taps = self.kin.shape[2]
+        send(self.kin[0, 0], [max(position - 1 - lag, -1) for lag in range(taps)])
         self.scale.fill_(request.tree_scale)
-        count = len(request.forced_drafts or ())
-        ranks = request.forced_ranks
-        self.ranks[:count].copy_(torch.tensor(ranks if ranks else (0,) * count))
-        self.rank_shares.fill_(torch.nan)
-        for rank, share in enumerate(request.rank_scores[: self.width]):
-            self.rank_shares[rank].fill_(share)
+        forced, shares = request.forced_drafts or (), request.rank_scores
+        if forced:
+            send(self.ranks[: len(forced)], request.forced_ranks or (0,) * len(forced))
+        known = len(shares) >= self.width
+        send(self.rank_shares, shares[: self.width] if known else [math.nan] * self.width)
 
 
 @dataclass(frozen=True, slots=True)
