@@ -1,6 +1,7 @@
 """Attention of a few rows over a slot cache, in time that follows the length, not the capacity.
 
-Program (m, s) reads split ``s`` of key/value head ``m`` once for all its query rows. The size of a
+Program (m, s) reads split ``s`` of key/value head ``m`` once for all its query rows, or for BR of
+them where programs are few. The size of a
 split depends on the position alone (SPLIT slots, doubled until at most MAX_SPLITS are needed), so
 a row's rounding does not depend on the cache's capacity, which only bounds the programs (SPLITS).
 The program that finishes last joins the splits in their order and leaves the counter at zero for
@@ -11,8 +12,8 @@ grows with the tick of its entry. What entered up to the *horizon* is committed,
 it; of the newer nodes a row sees those of its own path. A free slot belongs to no one that could be
 seen. This one account serves all stages: a node that entered after a row is newer than its path.
 
-Shapes: W rows, G = N / M query heads in a group, R padded W * G rows, D head size, S slots, P nodes
-of a path.
+Shapes: W rows, G = N / M query heads in a group, R padded W * G rows, BR of them in a program, D
+head size, S slots, P nodes of a path.
 """
 
 import triton
@@ -102,6 +103,7 @@ def attend_kernel(
     M: tl.constexpr,
     D: tl.constexpr,
     R: tl.constexpr,
+    BR: tl.constexpr,
     BT: tl.constexpr,
     SPLIT: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
@@ -137,10 +139,10 @@ def attend_kernel(
         path_ptr = shifted_plainly(path_ptr, table_ptr, 11, 9)
         view_ptr = shifted_plainly(view_ptr, table_ptr, 11, 10)
     G: tl.constexpr = N // M
-    m = tl.program_id(0)
+    m = tl.program_id(0) // (R // BR)
     s = tl.program_id(1)
     wait_for_predecessor(PDL)
-    r = tl.arange(0, R)
+    r = (tl.program_id(0) % (R // BR)) * BR + tl.arange(0, BR)
     d = tl.arange(0, D)
     row = r // G
     live = r < W * G
@@ -158,9 +160,9 @@ def attend_kernel(
     if s < splits:
         at = row[:, None] * (N * D) + (m * G + r % G)[:, None] * D + d[None, :]
         q = tl.load(q_ptr + at, mask=live[:, None], other=0.0)
-        top = tl.full([R], float("-inf"), dtype=tl.float32)
-        total = tl.zeros([R], dtype=tl.float32)
-        out = tl.zeros([R, D], dtype=tl.float32)
+        top = tl.full([BR], float("-inf"), dtype=tl.float32)
+        total = tl.zeros([BR], dtype=tl.float32)
+        out = tl.zeros([BR, D], dtype=tl.float32)
         begin = s * size
         if (WINDOW > 0) & (PATH == 0):
             first = tl.load(place_ptr).to(tl.int32) - WINDOW + 1
@@ -212,7 +214,7 @@ def attend_kernel(
             tl.store(part_total_ptr + part, total)
             tl.store(part_ptr + part[:, None] * D + d[None, :], out)
             tl.debug_barrier()
-            done = tl.atomic_add(count_ptr + m, 1, sem="acq_rel", scope="gpu")
+            done = tl.atomic_add(count_ptr + tl.program_id(0), 1, sem="acq_rel", scope="gpu")
             if done == splits - 1:
                 tl.debug_barrier()
                 all_s = tl.arange(0, SPLITS)
@@ -222,8 +224,8 @@ def attend_kernel(
                     part_top_ptr + every, mask=there, other=float("-inf"), cache_modifier=".cg"
                 )
                 best = tl.max(tops, axis=0)
-                out = tl.zeros([R, D], dtype=tl.float32)
-                total = tl.zeros([R], dtype=tl.float32)
+                out = tl.zeros([BR, D], dtype=tl.float32)
+                total = tl.zeros([BR], dtype=tl.float32)
                 for i in range(splits):
                     part = (m * SPLITS + i) * R + r
                     share = tl.exp(tl.load(part_top_ptr + part, cache_modifier=".cg") - best)
@@ -232,4 +234,4 @@ def attend_kernel(
                     out += share[:, None] * piece
                 result = _mean(out, total, PATH)
                 tl.store(out_ptr + at, result.to(out_ptr.dtype.element_ty), mask=live[:, None])
-                tl.store(count_ptr + m, 0)
+                tl.store(count_ptr + tl.program_id(0), 0)

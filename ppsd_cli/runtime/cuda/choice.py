@@ -82,6 +82,7 @@ def output_kernel(
     STAMP: tl.constexpr,
     STAMPS: tl.constexpr,
     DOT: tl.constexpr,
+    SLICES: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Logits [W, V] in float32 of norm(x) [W, K], and each tile's best score with its column.
@@ -92,7 +93,22 @@ def output_kernel(
     columns = tl.program_id(0) * BN + tl.arange(0, BN)
     ok = columns < V
     sums, _, squares = products(
-        x_ptr, norm_ptr, w_ptr, columns, columns, ok, W, K, BN, BK, WP, True, False, DOT, PDL
+        x_ptr,
+        norm_ptr,
+        w_ptr,
+        columns,
+        columns,
+        ok,
+        W,
+        K,
+        BN,
+        BK,
+        WP,
+        True,
+        False,
+        DOT,
+        SLICES,
+        PDL,
     )
     logits = sums * tl.rsqrt(squares / K + eps)[None, :]
     ws = tl.arange(0, WP)

@@ -20,9 +20,10 @@ from ppsd_cli.runtime.cuda.control import gather_kernel
 from ppsd_cli.runtime.cuda.linear import linear_kernel, qkv_kernel
 from ppsd_cli.runtime.cuda.tiles import (
     ATTENTION,
-    ROWS,
+    FEWEST_ROWS,
     SPLIT,
     Tile,
+    attention_block,
     attention_tile,
     choose_tile,
     power_of_two,
@@ -141,7 +142,7 @@ class Scores:
             torch.zeros(m, splits, r, shape.head_dim, **wide),
             torch.zeros(m, splits, r, **wide),
             torch.zeros(m, splits, r, **wide),
-            torch.zeros(m, dtype=torch.int32, device=device),
+            torch.zeros(m * (r // FEWEST_ROWS), dtype=torch.int32, device=device),
         )
 
 
@@ -197,7 +198,7 @@ class Attend:
 
 def attention_rows(shape: Shape, width: int) -> int:
     """Query rows of one key/value head, padded for tensor cores."""
-    return max(16, power_of_two(width * shape.heads // shape.kv_heads))
+    return max(FEWEST_ROWS, power_of_two(width * shape.heads // shape.kv_heads))
 
 
 def rows_of(weight: Tensor) -> Tensor:
@@ -240,7 +241,7 @@ def linear(
         K=inner,
         BN=tile.rows,
         BK=tile.columns,
-        WP=ROWS if tile.dot else power_of_two(width),
+        WP=tile.padded(width),
         NORM=one.norm is not None,
         GATED=gated,
         BIAS=one.bias is not None,
@@ -248,6 +249,7 @@ def linear(
         STAMP=stamps is not None and launcher.clock,
         STAMPS=1 if stamps is None else stamps.stamps.shape[1],
         DOT=tile.dot,
+        SLICES=tile.slices,
         GROUPED=len(members) > 1,
         **launcher.flags(tile, first=first),
     )
@@ -310,11 +312,12 @@ def qkv(
         K=inner,
         BN=rows,
         BK=tile.columns if rows == tile.rows else min(tile.columns, 64),
-        WP=ROWS if tile.dot else power_of_two(width),
+        WP=tile.padded(width),
         NORM=one.norm is not None,
         BIAS=one.bias is not None,
         HEAD_NORM=single,
         DOT=tile.dot,
+        SLICES=tile.slices,
         GROUPED=len(members) > 1,
         **launcher.flags(tile, first=first),
     )
@@ -342,7 +345,9 @@ def attend(
         table = launcher.table(named, aligned=(0, 1, 2, 4, 8))
     q, keys, values, place, part, top, total, count, out, path, view = _attend_tensors(one)
     tile = attention_tile(shape.head_dim)
-    attend_kernel[(shape.kv_heads, launcher.splits, len(members))](
+    rows = attention_rows(shape, width)
+    block = attention_block(rows, heads=shape.kv_heads * len(members))
+    attend_kernel[(shape.kv_heads * (rows // block), launcher.splits, len(members))](
         q,
         keys,
         values,
@@ -365,7 +370,8 @@ def attend(
         N=shape.heads,
         M=shape.kv_heads,
         D=shape.head_dim,
-        R=attention_rows(shape, width),
+        R=rows,
+        BR=block,
         BT=tile.columns,
         SPLIT=SPLIT,
         MAX_SPLITS=ATTENTION,
@@ -460,12 +466,13 @@ def output(
         K=inner,
         BN=tile.rows,
         BK=tile.columns,
-        WP=ROWS if tile.dot else power_of_two(width),
+        WP=tile.padded(width),
         SAMPLE=noise is not None,
         MAPPED=token_ids is not None,
         STAMP=stamp is not None and launcher.clock,
         STAMPS=1 if stamp is None else stamp.stamps.shape[1],
         DOT=tile.dot,
+        SLICES=tile.slices,
         **launcher.flags(tile, first=first),
     )
 

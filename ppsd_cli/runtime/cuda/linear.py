@@ -3,8 +3,8 @@
 One kernel body serves every product of a decoder layer. Its program takes BN rows of the weight
 matrix [O, K] (the checkpoint's own layout) and walks along K, so each weight is read once. Two
 ways to multiply: by tensor cores over rows padded to WP (any width), or by plain multiply-adds for
-one row, or a few where K is small (``DOT`` false). Either gives every row the same rounding
-whatever the width.
+one row (``DOT`` false). The first gives every row the same rounding whatever the width. ``SLICES``
+of K side by side make it about as fast as the second where K is small.
 
 The root mean square of the row is gathered along the way and applied to the sums at the end.
 
@@ -80,14 +80,14 @@ def _dot_products(
     ws = tl.arange(0, WP)
     sums_low = tl.zeros([BN, WP], dtype=tl.float32)
     sums_high = tl.zeros([BN, WP], dtype=tl.float32)
-    squares = tl.zeros([WP], dtype=tl.float32)
+    squares = tl.zeros([BK, WP], dtype=tl.float32)
     for k in range(0, K, BK):
         here = k + cols
         inside = (ws < W)[None, :] & (here < K)[:, None]
         x = tl.load(x_ptr + ws[None, :] * K + here[:, None], mask=inside, other=0.0)
         if NORM:
             wide = x.to(tl.float32)
-            squares += tl.sum(wide * wide, axis=0)
+            squares += wide * wide
             gain = tl.load(norm_ptr + here, mask=here < K, other=0.0).to(tl.float32)
             x = (wide * gain[:, None]).to(x.dtype)
         tile = _weights(w_ptr, low, ok, here, K, EVEN)
@@ -95,7 +95,7 @@ def _dot_products(
         if PAIRED:
             tile = _weights(w_ptr, high, ok, here, K, EVEN)
             sums_high = tl.dot(tile, x, sums_high, input_precision="ieee")
-    return sums_low, sums_high, squares
+    return sums_low, sums_high, tl.sum(squares, axis=0)
 
 
 @triton.jit
@@ -154,19 +154,14 @@ def _short_products(
     low,
     high,
     ok,
-    W: tl.constexpr,
     K: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    WP: tl.constexpr,
     NORM: tl.constexpr,
     PAIRED: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Products of a few rows, K of at most four tiles: every weight is asked for before the wait.
-
-    A row is summed as ``_row_products`` sums it, whatever the number of rows.
-    """
+    """``_row_products`` for K of at most four tiles: every weight is asked for before the wait."""
     cols = tl.arange(0, BK)
     EVEN: tl.constexpr = K % BK == 0
     PARTS: tl.constexpr = (K + BK - 1) // BK
@@ -188,42 +183,45 @@ def _short_products(
         if PARTS > 3:
             high_3 = _weights(w_ptr, high, ok, 3 * BK + cols, K, EVEN)
     wait_for_predecessor(PDL)
-    ws = tl.arange(0, WP)
-    all_low = tl.zeros([BN, WP], dtype=tl.float32)
-    all_high = tl.zeros([BN, WP], dtype=tl.float32)
-    all_squares = tl.zeros([WP], dtype=tl.float32)
-    for w in tl.static_range(W):
-        sums_low = tl.zeros([BN, BK], dtype=tl.float32)
-        sums_high = tl.zeros([BN, BK], dtype=tl.float32)
-        squares = tl.zeros([BK], dtype=tl.float32)
-        for part in tl.static_range(PARTS):
-            here = part * BK + cols
-            x = tl.load(x_ptr + w * K + here, mask=here < K, other=0.0).to(tl.float32)
-            if NORM:
-                squares += x * x
-                x = x * tl.load(norm_ptr + here, mask=here < K, other=0.0).to(tl.float32)
-            if part == 0:
-                tile, pair = low_0, high_0
-            elif part == 1:
-                tile, pair = low_1, high_1
-            elif part == 2:
-                tile, pair = low_2, high_2
-            else:
-                tile, pair = low_3, high_3
-            sums_low += tile.to(tl.float32) * x[None, :]
-            if PAIRED:
-                sums_high += pair.to(tl.float32) * x[None, :]
-        mine = (ws == w)[None, :]
-        all_low = tl.where(mine, tl.sum(sums_low, axis=1)[:, None], all_low)
-        if PAIRED:
-            all_high = tl.where(mine, tl.sum(sums_high, axis=1)[:, None], all_high)
+    sums_low = tl.zeros([BN, BK], dtype=tl.float32)
+    sums_high = tl.zeros([BN, BK], dtype=tl.float32)
+    squares = tl.zeros([BK], dtype=tl.float32)
+    for part in tl.static_range(PARTS):
+        here = part * BK + cols
+        x = tl.load(x_ptr + here, mask=here < K, other=0.0).to(tl.float32)
         if NORM:
-            all_squares = tl.where(ws == w, tl.sum(squares, axis=0), all_squares)
-    return all_low, all_high, all_squares
+            squares += x * x
+            x = x * tl.load(norm_ptr + here, mask=here < K, other=0.0).to(tl.float32)
+        if part == 0:
+            tile, pair = low_0, high_0
+        elif part == 1:
+            tile, pair = low_1, high_1
+        elif part == 2:
+            tile, pair = low_2, high_2
+        else:
+            tile, pair = low_3, high_3
+        sums_low += tile.to(tl.float32) * x[None, :]
+        if PAIRED:
+            sums_high += pair.to(tl.float32) * x[None, :]
+    a = tl.sum(sums_low, axis=1)[:, None]
+    b = a
+    if PAIRED:
+        b = tl.sum(sums_high, axis=1)[:, None]
+    return a, b, tl.sum(squares, axis=0) + tl.zeros([1], dtype=tl.float32)
 
 
 @triton.jit
-def _short_dot_products(
+def _slice_tile(w_ptr, rows, ok, cols, K: tl.constexpr, EVEN: tl.constexpr):
+    """A tile [S, BN, BK / S] of weights, slices of K beside each other; ``cols`` [S, BK / S]."""
+    at = w_ptr + rows[None, :, None] * K + cols[:, None, :]
+    inside = ok[None, :, None]
+    if not EVEN:
+        inside = inside & (cols < K)[:, None, :]
+    return tl.load(at, mask=inside, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _sliced_products(
     x_ptr,
     norm_ptr,
     w_ptr,
@@ -235,45 +233,50 @@ def _short_dot_products(
     BN: tl.constexpr,
     BK: tl.constexpr,
     WP: tl.constexpr,
+    S: tl.constexpr,
     NORM: tl.constexpr,
     PAIRED: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """``_dot_products`` for K of at most four tiles: every weight is asked for before the wait."""
-    cols = tl.arange(0, BK)
+    """``_dot_products`` for K of at most four tiles: every weight is asked for before the wait.
+
+    Each warp multiplies a slice of K, so that the chain of dependent products is short.
+    """
+    BS: tl.constexpr = BK // S
+    cols = tl.arange(0, S)[:, None] * BS + tl.arange(0, BS)[None, :]
     EVEN: tl.constexpr = K % BK == 0
     PARTS: tl.constexpr = (K + BK - 1) // BK
-    low_0 = _weights(w_ptr, low, ok, cols, K, EVEN)
+    low_0 = _slice_tile(w_ptr, low, ok, cols, K, EVEN)
     low_1, low_2, low_3 = low_0, low_0, low_0
     if PARTS > 1:
-        low_1 = _weights(w_ptr, low, ok, BK + cols, K, EVEN)
+        low_1 = _slice_tile(w_ptr, low, ok, BK + cols, K, EVEN)
     if PARTS > 2:
-        low_2 = _weights(w_ptr, low, ok, 2 * BK + cols, K, EVEN)
+        low_2 = _slice_tile(w_ptr, low, ok, 2 * BK + cols, K, EVEN)
     if PARTS > 3:
-        low_3 = _weights(w_ptr, low, ok, 3 * BK + cols, K, EVEN)
+        low_3 = _slice_tile(w_ptr, low, ok, 3 * BK + cols, K, EVEN)
     high_0, high_1, high_2, high_3 = low_0, low_0, low_0, low_0
     if PAIRED:
-        high_0 = _weights(w_ptr, high, ok, cols, K, EVEN)
+        high_0 = _slice_tile(w_ptr, high, ok, cols, K, EVEN)
         if PARTS > 1:
-            high_1 = _weights(w_ptr, high, ok, BK + cols, K, EVEN)
+            high_1 = _slice_tile(w_ptr, high, ok, BK + cols, K, EVEN)
         if PARTS > 2:
-            high_2 = _weights(w_ptr, high, ok, 2 * BK + cols, K, EVEN)
+            high_2 = _slice_tile(w_ptr, high, ok, 2 * BK + cols, K, EVEN)
         if PARTS > 3:
-            high_3 = _weights(w_ptr, high, ok, 3 * BK + cols, K, EVEN)
+            high_3 = _slice_tile(w_ptr, high, ok, 3 * BK + cols, K, EVEN)
     wait_for_predecessor(PDL)
     ws = tl.arange(0, WP)
-    sums_low = tl.zeros([BN, WP], dtype=tl.float32)
-    sums_high = tl.zeros([BN, WP], dtype=tl.float32)
-    squares = tl.zeros([WP], dtype=tl.float32)
+    sums_low = tl.zeros([S, BN, WP], dtype=tl.float32)
+    sums_high = tl.zeros([S, BN, WP], dtype=tl.float32)
+    squares = tl.zeros([S, BS, WP], dtype=tl.float32)
     for part in tl.static_range(PARTS):
         here = part * BK + cols
-        inside = (ws < W)[None, :] & (here < K)[:, None]
-        x = tl.load(x_ptr + ws[None, :] * K + here[:, None], mask=inside, other=0.0)
+        inside = (ws < W)[None, None, :] & (here < K)[:, :, None]
+        x = tl.load(x_ptr + ws[None, None, :] * K + here[:, :, None], mask=inside, other=0.0)
         if NORM:
             wide = x.to(tl.float32)
-            squares += tl.sum(wide * wide, axis=0)
+            squares += wide * wide
             gain = tl.load(norm_ptr + here, mask=here < K, other=0.0).to(tl.float32)
-            x = (wide * gain[:, None]).to(x.dtype)
+            x = (wide * gain[:, :, None]).to(x.dtype)
         if part == 0:
             tile, pair = low_0, high_0
         elif part == 1:
@@ -282,10 +285,11 @@ def _short_dot_products(
             tile, pair = low_2, high_2
         else:
             tile, pair = low_3, high_3
-        sums_low += tl.dot(tile, x, input_precision="ieee")
+        sums_low = tl.dot(tile, x, sums_low, input_precision="ieee")
         if PAIRED:
-            sums_high += tl.dot(pair, x, input_precision="ieee")
-    return sums_low, sums_high, squares
+            sums_high = tl.dot(pair, x, sums_high, input_precision="ieee")
+    total = tl.sum(tl.sum(squares, axis=0), axis=0)
+    return tl.sum(sums_low, axis=0), tl.sum(sums_high, axis=0), total
 
 
 @triton.jit
@@ -304,15 +308,16 @@ def products(
     NORM: tl.constexpr,
     PAIRED: tl.constexpr,
     DOT: tl.constexpr,
+    SLICES: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Sums [BN, WP] of weight rows ``low`` and ``high`` with x [W, K], and squares [WP] of x.
 
     ``norm_ptr`` [K]: weight of a root-mean-square norm whose factor the caller applies.
     """
-    if DOT and K <= 4 * BK and BK >= 256:
-        a, b, squares = _short_dot_products(
-            x_ptr, norm_ptr, w_ptr, low, high, ok, W, K, BN, BK, WP, NORM, PAIRED, PDL
+    if SLICES > 0:
+        a, b, squares = _sliced_products(
+            x_ptr, norm_ptr, w_ptr, low, high, ok, W, K, BN, BK, WP, SLICES, NORM, PAIRED, PDL
         )
     elif DOT:
         a, b, squares = _dot_products(
@@ -320,7 +325,7 @@ def products(
         )
     elif K <= 4 * BK:
         a, b, squares = _short_products(
-            x_ptr, norm_ptr, w_ptr, low, high, ok, W, K, BN, BK, WP, NORM, PAIRED, PDL
+            x_ptr, norm_ptr, w_ptr, low, high, ok, K, BN, BK, NORM, PAIRED, PDL
         )
     else:
         a, b, squares = _row_products(
@@ -354,6 +359,7 @@ def linear_kernel(
     STAMP: tl.constexpr,
     STAMPS: tl.constexpr,
     DOT: tl.constexpr,
+    SLICES: tl.constexpr,
     GROUPED: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -376,7 +382,7 @@ def linear_kernel(
     rows = tl.program_id(0) * BN + tl.arange(0, BN)
     ok = rows < O
     low, high, squares = products(
-        x_ptr, norm_ptr, w_ptr, rows, rows + O, ok, W, K, BN, BK, WP, NORM, GATED, DOT, PDL
+        x_ptr, norm_ptr, w_ptr, rows, rows + O, ok, W, K, BN, BK, WP, NORM, GATED, DOT, SLICES, PDL
     )
     ws = tl.arange(0, WP)
     if NORM:
@@ -428,6 +434,7 @@ def qkv_kernel(
     BIAS: tl.constexpr,
     HEAD_NORM: tl.constexpr,
     DOT: tl.constexpr,
+    SLICES: tl.constexpr,
     GROUPED: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -471,6 +478,7 @@ def qkv_kernel(
         NORM,
         True,
         DOT,
+        SLICES,
         PDL,
     )
     if NORM:

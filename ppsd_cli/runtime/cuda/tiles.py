@@ -10,11 +10,6 @@ from dataclasses import dataclass
 ROWS = 16
 """Rows that a tensor-core product is padded to; the widest call."""
 
-FEW = 8
-"""Rows that plain multiply-adds serve beside one, where a row is short: no slower than one row by
-much, as the weights are on their way before the rows are there.
-"""
-
 SPLIT = 512
 """Slots that one program of attention reads, where that takes at most ``ATTENTION`` programs."""
 
@@ -22,15 +17,31 @@ ATTENTION = 32
 """Programs of one key/value head in attention, at most; longer caches get longer splits."""
 
 
+FEWEST_ROWS = 16
+"""Query rows of one program of attention, at least: what tensor cores multiply."""
+
+_FEW_PROGRAMS = 64
+
+
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """How one product is cut: BN weight rows a program, BK columns a step, warps, and the way."""
+    """How one product is cut: BN weight rows a program, BK columns a step, warps, and the way.
+
+    ``slices`` of K are multiplied side by side, where a whole row is at most four steps long.
+    """
 
     rows: int
     columns: int
     warps: int = 4
     dot: bool = False
     stages: int = 3
+    slices: int = 0
+
+    def padded(self, width: int) -> int:
+        """Rows of x that are multiplied for ``width``."""
+        if not self.dot:
+            return 1
+        return 8 if self.slices and width <= 8 else ROWS
 
 
 def power_of_two(value: int) -> int:
@@ -47,9 +58,11 @@ def choose_tile(
     ``members``: stages that share the launch. They may change BN only: each row is summed by one
     warp, so the sums stay the same bit by bit.
     """
-    if width > (FEW if narrow and inner <= 2048 else 1):
-        if narrow and inner <= 2048:
-            return Tile(16, 256 if inner <= 1024 else 512, 2, True, 4)
+    if width > 1 and narrow and inner <= 2048 and outer >= 8192:
+        return Tile(128, 64, 4, True, 4)
+    if width > 1 and narrow and inner <= 2048:
+        return Tile(16, 256 if inner <= 1024 else 512, 4, True, slices=4)
+    if width > 1:
         return Tile(16 if outer < 8192 else 32, 64 if inner < 2048 else 128, 4, True, 4)
     if not narrow:
         return Tile(16, min(power_of_two(inner), 256), 4)
@@ -71,6 +84,13 @@ def choose_tile(
 def attention_tile(head_dim: int) -> Tile:
     """Slots a step, warps and pipelining of attention."""
     return Tile(0, 128 if head_dim <= 64 else 64, 4, True, 2)
+
+
+def attention_block(rows: int, *, heads: int) -> int:
+    """Query rows of one program: all of them, so that keys are read once, unless ``heads`` leave
+    most of a GPU idle.
+    """
+    return FEWEST_ROWS if heads * (rows // FEWEST_ROWS) <= _FEW_PROGRAMS else rows
 
 
 def stretch_of(weight_bytes: int) -> int:

@@ -203,7 +203,7 @@ class TreePod(March):
             KP=power_of_two(width),
             BLOCK=power_of_two(count),
             MAPPED=ids is not None,
-            **self.launcher.flags(Tile(0, 0, 4), first=False),
+            **self.launcher.flags(Tile(0, 0, 1 if count <= 512 else 4), first=False),
         )
 
     def _entry(self, sampling: Sampling, *, drafts: bool) -> None:
@@ -238,5 +238,5 @@ class TreePod(March):
             H=pod.hidden,
             BH=power_of_two(pod.hidden),
             CLOCK=self.launcher.clock,
-            **self.launcher.flags(Tile(0, 0, 4), first=False),
+            **self.launcher.flags(Tile(0, 0, 1 if pod.hidden <= 1024 else 4), first=False),
         )
