@@ -73,10 +73,15 @@ def _dot_products(
     PAIRED: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """``products`` by tensor cores: rows padded to WP."""
+    """``products`` by tensor cores: rows padded to WP.
+
+    The next kernel may start only when this one is nearly done: its programs would take the place
+    of those here that are still to start.
+    """
     cols = tl.arange(0, BK)
     EVEN: tl.constexpr = K % BK == 0
-    wait_for_predecessor(PDL)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     ws = tl.arange(0, WP)
     sums_low = tl.zeros([BN, WP], dtype=tl.float32)
     sums_high = tl.zeros([BN, WP], dtype=tl.float32)
@@ -95,6 +100,8 @@ def _dot_products(
         if PAIRED:
             tile = _weights(w_ptr, high, ok, here, K, EVEN)
             sums_high = tl.dot(tile, x, sums_high, input_precision="ieee")
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     return sums_low, sums_high, tl.sum(squares, axis=0)
 
 
