@@ -58,12 +58,8 @@ def choose_tile(
     ``members``: stages that share the launch. They may change BN only: each row is summed by one
     warp, so the sums stay the same bit by bit.
     """
-    if width > 1 and narrow and inner <= 2048 and outer >= 8192:
-        return Tile(128, 64, 4, True, 4)
-    if width > 1 and narrow and inner <= 2048:
-        return Tile(16, 256 if inner <= 1024 else 512, 4, True, slices=4)
     if width > 1:
-        return Tile(16 if outer < 8192 else 32, 64 if inner < 2048 else 128, 4, True, 4)
+        return _wide_tile(inner, outer, paired=paired) if narrow else Tile(16, 64, 4, True, 4)
     if not narrow:
         return Tile(16, min(power_of_two(inner), 256), 4)
     if inner <= 1024:
@@ -79,6 +75,19 @@ def choose_tile(
     if outer >= 65536:
         return Tile(8, 1024, 4)
     return Tile(4, 512, 4) if inner > 8192 else Tile(4, 2048, 8)
+
+
+def _wide_tile(inner: int, outer: int, *, paired: bool) -> Tile:
+    """Of several rows. Where a norm is applied (all paired products, LM heads), it is applied again
+    by every program, so programs are large where there are many.
+    """
+    if outer >= (8192 if inner <= 2048 else 32768):
+        return Tile(128, 64, 4, True, 4)
+    if inner <= 2048:
+        return Tile(16, 256 if inner <= 1024 else 512, 4, True, slices=4)
+    if not paired:
+        return Tile(32, 128, 4, True, 4)
+    return Tile(64, 128, 4, True, 3) if outer >= 8192 else Tile(64, 64, 4, True, 4)
 
 
 def attention_tile(head_dim: int) -> Tile:
