@@ -104,11 +104,16 @@ def open_engine(config: PipelineConfig, *, processes: bool, port: int | None = N
 
 def check_engine(config: PipelineConfig) -> None:
     """ConfigError for what the engine of these devices does not serve yet."""
-    if config.width > 1 and has_graphs(config) and not is_torchrun():
+    if config.width > 1 and not serves_trees(config):
         raise ConfigError(
             f"--width {config.width}: trees do not run on the CUDA engine yet; "
             "use --width 1, or --devices cpu"
         )
+
+
+def serves_trees(config: PipelineConfig) -> bool:
+    """Whether the engine of these devices runs ticks of several guesses."""
+    return not has_graphs(config) or is_torchrun()
 
 
 def has_graphs(config: PipelineConfig) -> bool:
