@@ -76,6 +76,8 @@ class Parts:
         device, hidden = self._stage.device, self._stage.spec.hidden
         torch.manual_seed(0)
         self._hidden = torch.randn(64, hidden).to(device, self._stage.dtype)
+        for each in self._heads.values():  # of zeros all guesses would be level
+            each.states.normal_()
 
     @torch.inference_mode()
     def run(self, work: Work | None, window: Window) -> list[float]:

@@ -196,14 +196,10 @@ def time_steps(
         runs = [Run((m,) * count, (device,) * count, head) for m in (shallow, deep)]
         base[count], step[count] = _line([found.tick(run) for run in runs], shallow, deep)
     extra = _head_times(found, heads, (_depths(layers, stages[0])[1],) * 2, (device,) * 2)
-    head = _usual_head(heads)
+    usual = _usual_head(heads)
+    deepest = {n: Run((_depths(layers, n)[1],) * n, (device,) * n) for n in stages}
     wide = {
-        width: {
-            count: found.growth(
-                Run((_depths(layers, count)[1],) * count, (device,) * count), head, width
-            )
-            for count in stages
-        }
+        width: {n: found.growth(run, usual, width) for n, run in deepest.items()}
         for width in widths
         if width > 1
     }

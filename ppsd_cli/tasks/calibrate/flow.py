@@ -120,7 +120,7 @@ class _Simulation:
     def __init__(self, flow: Flow, drafts: Sequence[bool]) -> None:
         self._flow, self._drafts_at = flow, drafts
         each = zip(flow.turns, flow.wide or flow.turns, flow.places, strict=True)
-        self._stages = [_Stage(*turns, place) for *turns, place in each]
+        self._stages = [_Stage(turn, wide, place) for turn, wide, place in each]
         self._random = random.Random(_SEED)
         self._places = len(set(flow.places))
 

@@ -108,7 +108,9 @@ def _chain(guesser: Guesser, stages: int) -> Pace:
 
 def _course(answer: Answer, stages: int, width: int) -> Course:
     draw = random.Random(_SEED)
-    return TreeSimulation(answer.guesses, answer.tokens, stages=stages, width=width, random=draw).run()
+    return TreeSimulation(
+        answer.guesses, answer.tokens, stages=stages, width=width, random=draw
+    ).run()
 
 
 @lru_cache(maxsize=64)
