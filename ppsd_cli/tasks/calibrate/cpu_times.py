@@ -9,7 +9,7 @@ from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
 from ppsd_cli.runtime.timing import Work
 from ppsd_cli.runtime.timing_children import TimingGroup
 
-WARM, SECONDS = 0.1, 0.3
+WARM, SECONDS = 0.06, 0.26
 ROUNDS = 2
 """Every window is taken so often; the least median counts, because other programs only add."""
 WIDTHS, WIDEST = (2, 4, 8), 16

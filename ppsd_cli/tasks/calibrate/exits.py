@@ -22,7 +22,7 @@ from ppsd_cli.tasks.calibrate.guessers import Rows
 from ppsd_cli.tasks.evaluate import target_ranks
 from ppsd_cli.tasks.loss import chunk_tokens
 
-RAW_POSITIONS = 384
+RAW_POSITIONS = 256
 """Answer tokens at which every layer is asked; each costs the LM matrix once a layer."""
 
 

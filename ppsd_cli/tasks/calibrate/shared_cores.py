@@ -8,7 +8,7 @@ from ppsd_cli.runtime.pipeline import PipelineConfig
 from ppsd_cli.runtime.timing import Work
 from ppsd_cli.runtime.timing_children import TimingGroup
 
-WARM, SECONDS = 0.1, 0.4
+WARM, SECONDS = 0.06, 0.36
 ROUNDS = 2
 WINDOWS = ROUNDS * 6
 
