@@ -125,7 +125,8 @@ def fit_parts(timings: Sequence[Timing], *, threads: int, busy: int) -> PartTime
     fixed, layer, slot = _fit(bare)
 
     def beyond(some: Iterable[Timing]) -> float:
-        return median(t.seconds - (fixed + t.layers * (layer + t.length * slot)) for t in some)
+        rest = (t.seconds - (fixed + t.layers * (layer + t.length * slot)) for t in some)
+        return max(0.0, median(rest))
 
     heads = dict.fromkeys(t.head for t in own if t.head is not None)
     return PartTimes(
@@ -155,7 +156,7 @@ def fit_wide(
     wide = replace(narrow, layer=max(0.0, layer), slot=slot, width=width, heads=())
 
     def beyond(some: Iterable[Timing]) -> float:
-        return median(t.seconds - wide.turn(t.layers, t.length) for t in some)
+        return max(0.0, median(t.seconds - wide.turn(t.layers, t.length) for t in some))
 
     lm = beyond(t for t in own if t.lm)
     timed = {t.head for t in own if t.head is not None}

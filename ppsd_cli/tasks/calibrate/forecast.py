@@ -147,7 +147,8 @@ class ProcessTimes:
     def _draft(self, some: dict[tuple[int, int], PartTimes], setting: Setting) -> float:
         """Seconds of a draft behind the mean number of leaves, between two measured ones."""
         stages = len(setting.split)
-        known = [(w, _of(some, stages, w).head(setting.head)) for w in self.widths]
+        widths = self.widths if setting.leaves > 1 else (1,)
+        known = [(w, _of(some, stages, w).head(setting.head)) for w in widths]
         return between(known, setting.leaves)
 
 

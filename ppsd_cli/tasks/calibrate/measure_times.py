@@ -136,7 +136,8 @@ def _wide(
     alone, busy = (fit_wide(timings, each, width, stand_ins) for each in narrow)
     known = dict(alone.heads)
     for name, seconds in busy.heads:
-        known.setdefault(name, seconds * narrow[0].head(name) / max(1e-9, narrow[1].head(name)))
+        own, beside = (each.head(name) for each in narrow)
+        known.setdefault(name, seconds * own / beside if own < beside else seconds)
     return replace(alone, heads=tuple(known.items())), busy
 
 
