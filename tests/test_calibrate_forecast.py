@@ -359,6 +359,20 @@ def test_a_long_way_is_the_limit():
     assert best.limit == "boundary"
 
 
+def test_what_the_runner_adds_is_seconds_and_what_it_lacks_a_share():
+    def turns(beyond):
+        boundary = Boundary(0.1, beyond, beyond, (1.0,), (6, 6))
+        flow = process_times(boundary=boundary).flow(Setting((11, 1), "good", (11,)))
+        return [turn.solo for turn in flow.turns], flow.head.solo
+
+    assert turns(0.5) == ([11.5, 4.5], 1.0)
+    probe = (6 + 9) / 2  # the probe's stages, one with the LM matrix
+    less, head = turns(-1.5)
+    assert less == pytest.approx([11 * 0.8, 4 * 0.8])
+    assert head == pytest.approx(0.8)
+    assert 1 - 1.5 / probe == pytest.approx(0.8)
+
+
 def test_what_does_not_fit_is_left_out():
     layout = LAYOUT
     predictor = Predictor(process_times(), layout, lambda each: each.stages == 2)

@@ -98,7 +98,7 @@ class ProcessTimes:
 
     def plain(self) -> tuple[Plain, ...]:
         """As measured, with what a runner adds to a stage's parts."""
-        extra = self.boundary.turn_alone
+        extra = max(0.0, self.boundary.turn_alone)
         return tuple(replace(each, seconds=each.seconds + extra) for each in self.decoding)
 
     def quick(self, setting: Setting) -> float:
@@ -119,7 +119,9 @@ class ProcessTimes:
         hop = 0.0 if free == BOUNDARY else self.boundary.hop
         head = Turn()
         if setting.head and free != STAGE_0:
-            head = Turn(*(self._draft(some, setting) for some in (self.alone, self.busy)))
+            scales = (scale for scale, _ in self._beyond())
+            both = (self._draft(some, setting) for some in (self.alone, self.busy))
+            head = Turn(*(each * scale for each, scale in zip(both, scales, strict=True)))
         return Flow(
             turns=self._turns(setting.split, 1, free),
             head=head,
@@ -133,16 +135,40 @@ class ProcessTimes:
 
     def _turns(self, split: tuple[int, ...], width: int, free: str | None) -> tuple[Turn, ...]:
         """Each stage's work on a level of that width."""
-        ends = (self.boundary.turn_alone, self.boundary.turn_busy)
-        extra = Turn(0.0, 0.0) if free == BOUNDARY else Turn(*ends)
         last = len(split) - 1
         both = [_of(some, len(split), width) for some in (self.alone, self.busy)]
 
         def turn(stage: int) -> Turn:
             lm = stage == last and free != LAST_STAGE
-            return Turn(*(p.turn(split[stage], self.length, lm=lm) for p in both)) + extra
+            return Turn(
+                *(
+                    scale * parts.turn(split[stage], self.length, lm=lm)
+                    + (0.0 if free == BOUNDARY else extra)
+                    for parts, (scale, extra) in zip(both, self._beyond(), strict=True)
+                )
+            )
 
         return tuple(turn(s) for s in range(len(split)))
+
+    def _beyond(self) -> list[tuple[float, float]]:
+        """How a real stage's work differs from its parts, alone and busy: a factor, and seconds.
+
+        What it takes longer is the runner's, once for every stage. Where it took less, the parts
+        were timed beside something else, and all of them by the same share.
+        """
+        found = []
+        split, stages = self.boundary.split, min(count for count, _ in self.busy)
+        for some, extra in (
+            (self.alone, self.boundary.turn_alone),
+            (self.busy, self.boundary.turn_busy),
+        ):
+            parts = some[stages, 1]
+            turns = [
+                parts.turn(m, self.length, lm=s == len(split) - 1) for s, m in enumerate(split)
+            ]
+            scale = 1 + min(0.0, extra) / max(1e-9, fmean(turns))
+            found.append((max(0.1, scale), max(0.0, extra)))
+        return found
 
     def _draft(self, some: dict[tuple[int, int], PartTimes], setting: Setting) -> float:
         """Seconds of a draft behind the mean number of leaves, between two measured ones."""
