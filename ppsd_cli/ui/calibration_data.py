@@ -100,7 +100,10 @@ def times_table(calibration: Calibration) -> TableData | None:
         return None
     heads = [name for name, _ in calibration.parts[0].heads]  # of a chain: all of them
     rows = []
+    busiest = max(part.busy for part in calibration.parts)
     for part in calibration.parts:
+        if part.width > 1 and part.busy < busiest:
+            continue
         at_length = part.layer + part.slot * calibration.length
         own = dict(part.heads)
         rows.append(

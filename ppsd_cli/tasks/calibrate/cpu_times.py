@@ -9,7 +9,7 @@ from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
 from ppsd_cli.runtime.timing import Work
 from ppsd_cli.runtime.timing_children import TimingGroup
 
-WARM, SECONDS = 0.06, 0.26
+WARM, SECONDS = 0.06, 0.22
 ROUNDS = 2
 """Every window is taken so often; the least median counts, because other programs only add."""
 WIDTHS, WIDEST = (2, 4, 8), 16
@@ -64,16 +64,24 @@ def time_group(group: Group, step: Callable[[], None]) -> list[Timing]:
 
 
 def _may_pay(timings: Sequence[Timing], stages: int) -> bool:
-    """Whether the widest trees can be of use: not where a stage's layers alone would take longer
-    than a token of plain decoding, so that even a tree that is always right were slower.
+    """Whether the widest trees can be of use: not where a stage's share of the layers and of the LM
+    matrix would take longer than a token of plain decoding, so that even a tree that is always
+    right were slower.
 
     The step to the width before says how the time grows.
     """
     alone = [t for t in timings if t.busy == 1 and t.head is None]
     count = max(t.layers for t in alone if not t.lm)
-    bare = {t.width: t.seconds for t in alone if not t.lm and t.layers == count}
-    lm = min(t.seconds for t in alone if t.lm and t.width == 1) - bare[1]
-    return bare[WIDTHS[-1]] ** 2 / bare[WIDTHS[-2]] < stages * bare[1] + max(0.0, lm)
+
+    def parts(width: int) -> tuple[float, float]:
+        own = [t for t in alone if t.width == width]
+        layers = min(t.seconds for t in own if not t.lm and t.layers == count)
+        ended = min(t.seconds for t in own if t.lm)
+        return layers, max(0.0, ended - layers)
+
+    shares = [layers + lm / stages for layers, lm in map(parts, WIDTHS[-2:])]
+    layers, lm = parts(1)
+    return shares[1] ** 2 / shares[0] < stages * layers + lm
 
 
 def time_plain(
