@@ -193,6 +193,7 @@ def test_wider_trees_find_more():
         assert all(b[1] < a[1] for a, b in zip(chain.answers, pair.answers, strict=True))
     assert some.pace(2, 2).acceptance == 1.0, "all leaves are true, and one of two guesses is right"
     assert some.pace(2, 2).leaves == 1.0
+    assert some.pace(2, 2).answers == tuple((n, ticks_of(2, [True] * n)) for n in (24, 20))
     assert some.pace(3, 2).leaves > 1.0
     assert some.most(2) == 1.0
     assert some.most(1) == pytest.approx(8 / 44)
