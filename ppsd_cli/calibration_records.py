@@ -35,10 +35,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class PartTimes:
-    """What the parts of a stage take, fitted to timings of one device, threads and load.
+    """What the parts of a stage take, fitted to timings of one device, threads, load and width.
 
     A turn of m layers that sees s slots takes ``fixed + m * (layer + s * slot)``, and ``lm`` and
-    the head's time more where it has them.
+    the head's time more where it has them. Above width 1 a head drafts behind that many leaves.
     """
 
     device: str
@@ -49,6 +49,7 @@ class PartTimes:
     slot: float
     lm: float
     heads: tuple[tuple[str, float], ...] = ()
+    width: int = 1
 
     def turn(self, layers: int, length: float, *, lm: bool = False) -> float:
         """Seconds of a stage's work on one token, without a draft."""
@@ -66,6 +67,8 @@ class Boundary:
     ``hop``: from the end of a stage's work to the start of the next stage's. ``turn``: what a
     stage's work takes beyond its parts, alone and with every stage busy. ``spread``: durations of
     a stage's work over their median. ``split``: the layers of the stages that were run.
+    ``shared``: where several stages share a core, what a stage's work takes of it, over what the
+    same work takes on a core of its own; alone and with every core busy (1 where none share).
     """
 
     hop: float
@@ -73,6 +76,8 @@ class Boundary:
     turn_busy: float
     spread: tuple[float, ...]
     split: tuple[int, ...]
+    shared_alone: float = 1.0
+    shared_busy: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,7 @@ class Candidate:
     ``limit``: what holds it back most: ``acceptance``, ``stage 0``, ``last stage``, ``boundary``
     or, where none of them stands out, ``stages``.
     ``needed``: acceptance at which it would be as fast as plain decoding; above 1 none is enough.
+    ``width``: guesses of a tick; ``acceptance``: share of tokens that are among them.
     """
 
     decoder: str
@@ -135,7 +141,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A candidate that was run. ``speed`` in tokens/s with its 95% interval over the prompts."""
+    """A candidate that was run. ``speed`` in tokens/s with its 95% interval over the prompts.
+
+    ``first_token``: median seconds from the prompt to the first token; ``end_to_end``: median
+    tokens/s with that time counted.
+    """
 
     candidate: Candidate
     speed: float
@@ -143,6 +153,8 @@ class Checked:
     high: float
     acceptance: float | None
     tokens_per_tick: float | None
+    first_token: float | None = None
+    end_to_end: float | None = None
 
     @property
     def error(self) -> float:

@@ -16,15 +16,20 @@ from cli_model import LAYERS, Ppsd, save_cli_model
 from typer.testing import CliRunner
 
 import ppsd_cli
-from ppsd_cli.calibration_records import DeviceMemory
+from ppsd_cli.calibration_records import Checked, DeviceMemory
 from ppsd_cli.cli import app
 from ppsd_cli.commands import calibrate_run, follow_profile
-from ppsd_cli.commands.calibrate_profile import check_place, default_place, read_calibration
+from ppsd_cli.commands.calibrate_profile import (
+    check_place,
+    default_place,
+    profile_text,
+    read_calibration,
+)
 from ppsd_cli.commands.session import ModelChoice, make_plan
 from ppsd_cli.config import Profile, Settings, read_profile
 from ppsd_cli.errors import AssetError, ConfigError, ResourceError, StageError
-from ppsd_cli.runtime import memory_plan
-from ppsd_cli.tasks.calibrate import cpu_times, engine_times, probe, run
+from ppsd_cli.runtime import children, memory_plan
+from ppsd_cli.tasks.calibrate import cpu_times, engine_times, probe, run, shared_cores
 from ppsd_cli.tasks.calibrate.export import calibration_data
 from ppsd_cli.ui.calibration_svg import curve_svg
 
@@ -52,6 +57,7 @@ def _own_folders(monkeypatch, tmp_path):
     monkeypatch.delenv("PPSD_PROFILE", raising=False)
     for module, name, value in (
         (cpu_times, "WARM", 0.01), (cpu_times, "SECONDS", 0.02), (cpu_times, "ROUNDS", 1),
+        (cpu_times, "WIDE_WARM", 0.01), (cpu_times, "WIDE_SECONDS", 0.02),
         (probe, "TOKENS", 12), (engine_times, "TOKENS", 8), (engine_times, "_WARM", 4),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
@@ -69,7 +75,9 @@ def whole(folder, prompts, tmp_path_factory):
     plot = place.with_suffix(".svg")
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in (
-            (cpu_times, "WARM", 0.01), (cpu_times, "SECONDS", 0.02), (probe, "TOKENS", 12),
+            (cpu_times, "WARM", 0.01), (cpu_times, "SECONDS", 0.02), (cpu_times, "ROUNDS", 1),
+            (cpu_times, "WIDE_WARM", 0.01), (cpu_times, "WIDE_SECONDS", 0.02),
+            (probe, "TOKENS", 12),
         ):  # fmt: skip
             patch.setattr(module, name, value)
         patch.setenv("XDG_CONFIG_HOME", str(place.parent))
@@ -91,7 +99,10 @@ def test_json_and_profile_of_a_whole_run(whole):
     assert len(data["checked"]) == 4
     assert {len(c["split"]) for c in data["candidates"]} == {2}
     assert {t["length"] for t in data["timings"]} == {64, 96}
-    assert {t["width"] for t in data["timings"]} == {1, 2, 4, 8}
+    widths = {t["width"] for t in data["timings"]}
+    assert widths in ({1, 2, 4, 8}, {1, 2, 4, 8, 16})
+    assert {part["width"] for part in data["parts"]} == widths
+    assert {c["width"] for c in data["candidates"]} <= widths
     assert data["answers"] == 2
     assert data["answer_tokens"] == 20
     written = yaml.safe_load(place.read_text())
@@ -104,6 +115,33 @@ def test_json_and_profile_of_a_whole_run(whole):
     assert svg.startswith("<svg")
     assert svg.count("measured</title>") == 3
     assert not list(place.parent.glob(".*")), "no temporary file is left"
+
+
+def test_a_tree_that_was_chosen_is_what_the_profile_runs(whole, ppsd, tmp_path, monkeypatch):
+    profile = read_profile(whole[0])
+    found = read_calibration(profile)
+    chain = next(c for c in found.candidates if c.width == 1)
+    tree = replace(chain, width=4, tokens_per_second=99.0)
+    ran = Checked(tree, 90.0, 80.0, 95.0, 0.5, 0.6, first_token=0.2, end_to_end=40.0)
+    changed = replace(
+        found, candidates=(tree, *found.candidates), checked=(found.checked[0], ran), chosen=tree
+    )
+    place = tmp_path / "tree.yaml"
+    place.write_text(profile_text(changed, profile, Settings(context=96), name="tree"))
+    assert read_profile(place).settings.width == 4
+    jsonschema.validate(calibration_data(changed), json.loads(SCHEMA.read_text()))
+    done = ppsd.run("generate", "--profile", str(place), "-p", "hello", "-n", "6", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["decoder"] == "ppsd"
+    asked = make_plan(ModelChoice(None, str(place), None, True), Settings(), lambda _: None)
+    assert asked.config.width == 4
+    monkeypatch.setenv("COLUMNS", "400")
+    shown = ppsd.run("calibrate", "--show", str(place)).out
+    assert "Whole answers" in shown
+    (row,) = [line for line in shown.splitlines() if "40.0" in line and "width 4" in line]
+    assert "200" in row, "milliseconds to the first token"
+    (predicted,) = [line for line in shown.splitlines() if "99.0" in line]
+    assert " 4 " in predicted
 
 
 def test_generate_follows_the_profile(whole, ppsd):
@@ -361,3 +399,31 @@ def _children(pid: int) -> list[int]:
 
 def _alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
+
+
+def test_stages_of_one_core_are_timed_together(folder, monkeypatch):
+    """Three real processes on two cores, or on as many as there are."""
+    from ppsd_cli.assets import resolve_model
+    from ppsd_cli.runtime.pipeline import PipelineConfig
+
+    for name, value in (("WARM", 0.01), ("SECONDS", 0.03), ("ROUNDS", 1)):
+        monkeypatch.setattr(shared_cores, name, value)
+    monkeypatch.setattr(children, "allowed_cores", lambda: sorted(os.sched_getaffinity(0))[:1])
+    files = resolve_model(str(folder))
+    split, devices = (3, 3), ("cpu",) * 2
+    config = PipelineConfig(str(files.folder), files.model_hash, split, devices, "float32", 96)
+    seen = []
+    found = shared_cores.time_shared(config, (0, 0), 64, lambda: seen.append(1))
+    assert len(seen) == 6
+    assert 1.0 <= found.alone < 3
+    assert 1.0 <= found.busy < 3
+
+
+def test_the_factor_of_a_shared_core():
+    own = [{0: 8.0}, {2: 6.0}]
+    fair = shared_cores._factor((0, 2), own, {0: 14.0, 2: 14.0})
+    assert fair == 1.0
+    slower = shared_cores._factor((0, 2), own, {0: 20.0, 2: 15.0})
+    assert slower == pytest.approx(1 / (8 / 20 + 6 / 15))
+    assert shared_cores._pair((0, 1, 0, 1)) == (1, 3)
+    assert shared_cores._pair((0, 0, 1)) == (0, 1)

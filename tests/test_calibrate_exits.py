@@ -1,11 +1,15 @@
 """Acceptance in one pass against what the pipeline itself counts, and engines timed in process."""
 
+from dataclasses import replace
+from random import Random
+
 import pytest
 import torch
 from cli_model import LAYERS, save_cli_model
 
 from ppsd_cli.assets import resolve_model
 from ppsd_cli.core.schedule import Limits
+from ppsd_cli.core.tree_simulation import TreeSimulation
 from ppsd_cli.model.head_files import HeadInfo, read_head, read_info, write_head
 from ppsd_cli.model.heads import DeepWeights, HeadWeights, Tap
 from ppsd_cli.model.load import Loader
@@ -21,6 +25,7 @@ from ppsd_cli.tasks.bench.decoders import EngineDecoder
 from ppsd_cli.tasks.calibrate import engine_times, exits
 from ppsd_cli.tasks.calibrate.engine_times import EngineBench, HeadSize, time_devices, time_steps
 from ppsd_cli.tasks.calibrate.exits import HeadRanks, answer_prompts, score_exits
+from ppsd_cli.tasks.calibrate.guessers import Answer
 
 CPU = torch.device("cpu")
 PROMPTS = (tuple(range(5, 25)), tuple(range(40, 52)))
@@ -45,10 +50,11 @@ def texts(model):
         return answer_prompts(plain, PROMPTS, Limits(TOKENS, 96), lambda: None)
 
 
-def counted(model, split, head, found) -> list[tuple[int, int]]:
+def counted(model, split, head, found, width=1) -> list[tuple[int, int]]:
     """Accepted and verified guesses of each answer in the real pipeline."""
-    with open_engine(config(model, split, head), processes=False) as engine:
-        drafting = EngineDecoder(engine, drafting=True)
+    wide = replace(config(model, split, head), width=width)
+    with open_engine(wide, processes=False) as engine:
+        drafting = EngineDecoder(engine, drafting=True, width=width)
         answers = [drafting.answer(text.prompt, Limits(TOKENS, 96)) for text in found]
     assert [a.token_ids for a in answers] == [text.answer for text in found]
     return [(a.counts.accepted, a.counts.verified) for a in answers]
@@ -92,6 +98,13 @@ def test_heads_are_those_of_the_pipeline(model, tmp_path):
         assert verified == len(hits) - 1
         assert accepted == sum(hits[:-1])
     assert 0 < own.share(8) < 1
+    some = [Answer(text.answer, rows) for text, rows in zip(found, own.guesses, strict=True)]
+    assert [answer.hits for answer in some] == list(own.hits)
+    trees = counted(model, split, str(folder), found, width=4)
+    for (accepted, verified), answer in zip(trees, some, strict=True):
+        run = TreeSimulation(answer.guesses, answer.tokens, stages=2, width=4, random=Random(0))
+        course = run.run()
+        assert (course.accepted, course.verified) == (accepted, verified)
 
 
 def _own_head(model, tmp_path):
@@ -122,7 +135,8 @@ def test_shares_and_hits_of_ranks():
 def test_parts_do_what_a_stage_does(model):
     parts = Parts(config(model, (3, 3)), 1, ("raw", RANDOM_DEEP))
     window = Window.soon(warm=0.0, seconds=0.01)
-    for work in (Work(3, 50, lm=True), Work(1, 50), Work(2, 90, width=4), Work(3, 9, head="raw")):
+    tree = Work(2, 90, width=4, lm=True, head=RANDOM_DEEP)
+    for work in (Work(3, 50, lm=True), Work(1, 50), tree, Work(3, 9, head="raw")):
         times = parts.run(work, window)
         assert len(times) >= 3
         assert min(times) > 0
@@ -136,9 +150,10 @@ class Clockwork:
     def __init__(self, seconds):
         self.seconds, self.asked = seconds, []
 
-    def tick(self, split, devices, head, vocabulary):
-        self.asked.append((split, devices, head))
-        return self.seconds(split, devices, head, vocabulary)
+    def tick(self, run):
+        self.asked.append(run)
+        growth = 1 if run.width == 1 else 1 + run.width / 10 + len(run.split)
+        return growth * self.seconds(run.split, run.devices, run.head, run.vocabulary)
 
 
 def bench(model, seconds, monkeypatch) -> EngineBench:
@@ -155,11 +170,14 @@ def test_stages_in_step_are_taken_apart(model, monkeypatch):
 
     own = bench(model, seconds, monkeypatch)
     heads = [HeadSize("h", 4, 5000, deep=True), HeadSize("raw", 0, 9000, deep=False)]
-    times, timings = time_steps(own, layers=12, stages=(2, 3), heads=heads)
+    times, timings = time_steps(own, layers=12, stages=(2, 3), heads=heads, widths=(1, 2, 4))
     assert times.step == pytest.approx({1: 1.1, 2: 1.2, 3: 1.3})
     assert times.base[1] == pytest.approx(1.5)
     assert times.base[2] == pytest.approx(2.0 + 0.064)
     assert times.heads == pytest.approx({"h": 4.936 + 0.4, "raw": 8.936})
+    assert times.wide[2] == pytest.approx({2: 3.2, 3: 4.2})
+    assert times.wide[4] == pytest.approx({2: 3.4, 3: 4.4})
+    assert {t.width for t in timings} == {1, 2, 4}
     shares = {(t.busy, t.layers) for t in timings}
     assert (2, 6) not in shares, "no probe is the even split itself"
     assert (3, 4) not in shares
@@ -180,7 +198,8 @@ def test_devices_are_taken_apart(model, monkeypatch, overlap):
 
     own = bench(model, seconds, monkeypatch)
     heads = [HeadSize("raw", 0, 64, deep=False)]
-    times, _ = time_devices(own, ("a", "b"), layers=12, heads=heads)
+    times, _ = time_devices(own, ("a", "b"), layers=12, heads=heads, widths=(1, 8))
+    assert times.wide == pytest.approx({8: 3.8})
     assert times.layer == pytest.approx(layer)
     assert times.fixed == pytest.approx(fixed)
     assert times.overlap == pytest.approx(overlap)
@@ -200,7 +219,7 @@ def test_real_engines_are_timed(model, monkeypatch):
 
     own = EngineBench(config(model, (LAYERS,)), PROMPTS[0], lambda: None, watch)
     heads = [HeadSize("h", 2, 100, deep=True)]
-    times, timings = time_steps(own, layers=LAYERS, stages=(2,), heads=heads)
+    times, timings = time_steps(own, layers=LAYERS, stages=(2,), heads=heads, widths=(1, 2))
     assert times.plain()[0].seconds > 0
     assert {c.head for c in opened} == {None, "raw", RANDOM_DEEP}
     assert all(t.seconds > 0 for t in timings)

@@ -1,6 +1,8 @@
 """Predictions from measured times: ticks, splits, speeds and limits, in pure Python."""
 
 import itertools
+from dataclasses import replace
+from random import Random
 
 import pytest
 from fake_pipeline import FakePipeline
@@ -12,8 +14,9 @@ from ppsd_cli.core.decode import decode
 from ppsd_cli.core.events import Committed, Outcome, Ticked
 from ppsd_cli.core.plan import Request, Sampling
 from ppsd_cli.core.schedule import Limits, Schedule
-from ppsd_cli.tasks.calibrate.candidates import Guesser, Layout, Predictor, best_three, raw_guessers
-from ppsd_cli.tasks.calibrate.cpu_times import fit_parts
+from ppsd_cli.core.tree_simulation import TreeSimulation
+from ppsd_cli.tasks.calibrate.candidates import Layout, Predictor, best_three, raw_guessers
+from ppsd_cli.tasks.calibrate.cpu_times import fit_parts, fit_wide
 from ppsd_cli.tasks.calibrate.engine_times import DeviceTimes, StepTimes
 from ppsd_cli.tasks.calibrate.flow import Flow, Turn, hits_at, one_by_one, slowest, tick_seconds
 from ppsd_cli.tasks.calibrate.forecast import (
@@ -25,13 +28,14 @@ from ppsd_cli.tasks.calibrate.forecast import (
     ticks_of,
     tokens_per_tick,
 )
+from ppsd_cli.tasks.calibrate.guessers import Answer, Guesser
 from ppsd_cli.tasks.calibrate.splits import best_split, in_time
 from ppsd_cli.tasks.calibrate.verdict import decide
 
 LAYERS = 12
 
 
-def flow(turns, *, head=0.0, places=None, hop=0.0, slow=1.0, returning=None):
+def flow(turns, *, head=0.0, places=None, hop=0.0, slow=1.0, returning=None, **more):
     """Stages of these seconds alone; ``slow`` times that with every core busy."""
     count = len(turns)
     return Flow(
@@ -40,7 +44,20 @@ def flow(turns, *, head=0.0, places=None, hop=0.0, slow=1.0, returning=None):
         places=tuple(range(count)) if places is None else places,
         hop=hop,
         returning=(count - 1,) if returning is None else returning,
+        **more,
     )
+
+
+def guesser(name, taps, *texts):
+    """A head whose first guesses are right as ``texts`` say, and whose second ones always are."""
+    answers = []
+    for hits in texts:
+        rows = [
+            ((token, -0.5), (-1, -1.0)) if hit else ((-1, -0.5), (token, -1.0))
+            for token, hit in enumerate(hits, 1)
+        ]
+        answers.append(Answer(tuple(range(len(hits) + 1)), tuple(rows)))
+    return Guesser.of(name, taps, (0.0, 1.0, 1.0, 1.0), answers)
 
 
 # Ticks
@@ -75,6 +92,24 @@ def test_a_correction_needs_no_draft():
     assert never == pytest.approx(2.5, rel=0.03)  # every second tick feeds a correction
     half = tick_seconds(stages, hits_at(0.5))
     assert never < half < tick_seconds(stages, [True])
+
+
+def test_only_levels_of_guesses_are_wide():
+    stages = flow([1.0, 2.0], wide=(Turn(1.5, 1.5), Turn(6.0, 6.0)))
+    assert tick_seconds(stages, [True]) == pytest.approx(6.0, rel=0.03)
+    assert tick_seconds(stages, [False]) == pytest.approx(4.0, rel=0.05)  # every second: 1 node
+    assert slowest(stages) == 6.0
+
+
+def test_stages_that_share_a_core_lose_more_than_their_share():
+    turns = [2.0, 1.0, 2.0]
+    own = flow(turns, places=(0, 1, 0))
+    crowded = flow(turns, places=(0, 1, 0), shared=Turn(1.25, 1.25))
+    assert tick_seconds(own, [True]) == pytest.approx(4.0, rel=0.02)
+    assert tick_seconds(crowded, [True]) == pytest.approx(5.0, rel=0.02)
+    assert slowest(crowded) == 5.0
+    alone = flow(turns, shared=Turn(1.25, 1.25))
+    assert tick_seconds(alone, [True]) == pytest.approx(2.0, rel=0.02), "nobody shares"
 
 
 def test_less_load_is_faster_where_one_stage_waits():
@@ -132,8 +167,44 @@ def test_tokens_of_a_tick():
 
 
 def test_speed_is_the_median_answer():
-    answers = [[True] * 9, [False] * 9, [True] * 9]
-    assert speed(2, 0.5, answers) == pytest.approx(9 / (ticks_of(2, answers[0]) * 0.5))
+    texts = [[True] * 9, [False] * 9, [True] * 9]
+    pace = guesser("g", (1,), *texts).pace(2, 1)
+    assert pace.answers == tuple((9, ticks_of(2, hits)) for hits in texts)
+    assert speed(0.5, pace.answers) == pytest.approx(9 / (ticks_of(2, texts[0]) * 0.5))
+
+
+@given(st.integers(2, 5), st.lists(st.booleans(), min_size=1, max_size=25))
+@settings(max_examples=40, deadline=None)
+def test_a_tree_of_width_one_is_the_chain(stages, hits):
+    (answer,) = guesser("g", (1,), hits).answers
+    run = TreeSimulation(answer.guesses, answer.tokens, stages=stages, width=1, random=Random(0))
+    course = run.run()
+    assert course.ticks - stages == ticks_of(stages, hits)
+    assert {level.nodes for level in course.levels} <= {0, 1}
+    assert course.accepted == sum(hits[:-1])
+
+
+def test_wider_trees_find_more():
+    some = guesser("g", (1,), [True, False, False] * 8, [False] * 20)
+    for stages in (2, 3):
+        chain, pair = some.pace(stages, 1), some.pace(stages, 2)
+        assert chain.acceptance < pair.acceptance <= 1
+        assert pair.tokens_per_tick > chain.tokens_per_tick
+        assert all(b[1] < a[1] for a, b in zip(chain.answers, pair.answers, strict=True))
+    assert some.pace(2, 2).acceptance == 1.0, "all leaves are true, and one of two guesses is right"
+    assert some.pace(2, 2).leaves == 1.0
+    assert some.pace(2, 2).answers == tuple((n, ticks_of(2, [True] * n)) for n in (24, 20))
+    assert some.pace(3, 2).leaves > 1.0
+    assert some.most(2) == 1.0
+    assert some.most(1) == pytest.approx(8 / 44)
+
+
+def test_ranks_of_a_raw_exit_stand_for_its_guesses():
+    raw = Guesser("raw", (4,), (0.3, 0.5, 0.6, 0.8))
+    found = [raw.pace(2, width).acceptance for width in (1, 2, 4, 8)]
+    assert found == pytest.approx([0.3, 0.5, 0.6, 0.8], abs=0.06)
+    assert raw.pace(3, 4).acceptance < raw.most(4) + 0.06
+    assert raw.pace(3, 4).answers == ()
 
 
 @given(st.integers(2, 6), st.floats(0.01, 1), st.floats(0.01, 1))
@@ -224,6 +295,21 @@ def test_parts_are_found_again():
     assert parts.turn(4, 100, lm=True) == pytest.approx(turn(4, 100) + 4)
 
 
+def test_parts_of_a_level_are_found_again():
+    def turn(m, s):
+        return 0.5 + m * (2.0 + 4 * 0.001 * s)
+
+    narrow = PartTimes("cpu", 1, 2, 0.5, 1.0, 0.001, 3.0, (("a", 1.0), ("b", 1.0), ("raw", 3.0)))
+    some = [timing(9, 64, turn(9, 64), busy=2, width=4), timing(8, 64, turn(8, 64) + 7, lm=True,
+            busy=2, width=4), timing(9, 64, turn(9, 64) + 2, head="a", busy=2, width=4),
+            timing(9, 64, 99.0, width=4), timing(9, 64, 99.0, busy=2, width=8)]  # fmt: skip
+    wide = fit_wide(some, narrow, 4, {"a": "a", "b": "a", "c": "x"})
+    assert wide.width == 4
+    assert wide.layer == pytest.approx(2.0)
+    assert wide.turn(3, 100, lm=True) == pytest.approx(turn(3, 100) + 7)
+    assert dict(wide.heads) == pytest.approx({"a": 2, "b": 2, "raw": 7})
+
+
 def test_noise_gives_no_negative_parts():
     some = [timing(9, 64, 9.0), timing(9, 256, 8.9), timing(3, 256, 2.9)]
     some.append(timing(9, 256, 13.0, lm=True))
@@ -243,7 +329,7 @@ def process_times(**changes) -> ProcessTimes:
     places = {2: (0, 1), 3: (0, 1, 0)}
     plain = (Plain(1, "cpu", 15.0), Plain(2, "cpu", 14.9))
     values = {
-        "alone": {2: alone}, "busy": {2: busy}, "boundary": boundary, "places": places,
+        "alone": {(2, 1): alone}, "busy": {(2, 1): busy}, "boundary": boundary, "places": places,
         "length": 100.0, "decoding": plain,
     }  # fmt: skip
     return ProcessTimes(**values | changes)
@@ -255,29 +341,43 @@ LAYOUT = Layout(LAYERS, {2: ("cpu",) * 2, 3: ("cpu",) * 3}, {2: 1, 3: 1}, True)
 def test_candidates_are_ranked_and_explained():
     predictor = Predictor(process_times(), LAYOUT)
     assert predictor.plain.threads == 1, "nearly as fast: the same bits as the pipeline"
-    guesser = Guesser.of("good", (7, 12), [[True] * 8 + [False] * 2])
-    found = predictor.candidates([guesser], (1,))
+    some = guesser("good", (7, 12), [True] * 8 + [False] * 2)
+    found = predictor.candidates([some], (1,))
     assert [c.split for c in found] == [(7, 5)]
     best = found[0]
     assert best.acceptance == pytest.approx(0.8)
     assert best.tick_seconds == pytest.approx(7 * 1.2 + 1.2, rel=0.05)
     assert best.limit == "acceptance"
     assert 0 < best.needed < 0.8
-    right = Guesser.of("good", (7, 12), [[True] * 10])
+    right = guesser("good", (7, 12), [True] * 10)
     assert predictor.candidates([right], (1,))[0].limit in ("stage 0", "last stage", "stages")
 
 
 def test_a_long_way_is_the_limit():
     slow = Boundary(9.0, 0.0, 0.0, (1.0,), (6, 6))
     predictor = Predictor(process_times(boundary=slow), LAYOUT)
-    best = predictor.candidates([Guesser.of("good", (6,), [[True] * 9])], (1,))[0]
+    best = predictor.candidates([guesser("good", (6,), [True] * 9)], (1,))[0]
     assert best.limit == "boundary"
+
+
+def test_what_the_runner_adds_is_seconds_and_what_it_lacks_a_share():
+    def turns(beyond):
+        boundary = Boundary(0.1, beyond, beyond, (1.0,), (6, 6))
+        flow = process_times(boundary=boundary).flow(Setting((11, 1), "good", (11,)))
+        return [turn.solo for turn in flow.turns], flow.head.solo
+
+    assert turns(0.5) == ([11.5, 4.5], 1.0)
+    probe = (6 + 9) / 2  # the probe's stages, one with the LM matrix
+    less, head = turns(-1.5)
+    assert less == pytest.approx([11 * 0.8, 4 * 0.8])
+    assert head == pytest.approx(0.8)
+    assert 1 - 1.5 / probe == pytest.approx(0.8)
 
 
 def test_what_does_not_fit_is_left_out():
     layout = LAYOUT
     predictor = Predictor(process_times(), layout, lambda each: each.stages == 2)
-    found = predictor.candidates([Guesser("raw", (4,), 0.2)], (1,))
+    found = predictor.candidates([Guesser("raw", (4,), (0.2,))], (1,))
     assert [c.stages for c in found] == [2]
 
 
@@ -309,9 +409,51 @@ def test_the_suggested_exit_needs_little_and_is_settled():
 
 def test_three_different_ones_are_checked():
     predictor = Predictor(process_times(), LAYOUT)
-    found = predictor.candidates([Guesser("raw", (n,), 0.1 * n) for n in range(1, 9)], (1,))
+    found = predictor.candidates([Guesser("raw", (n,), (0.1 * n,)) for n in range(1, 9)], (1,))
     three = best_three([*found[:1], *found])
     assert len({(c.exit_layer, c.stages) for c in three}) == 3
+
+
+def wide_times(factor, *, widths=(2, 4)) -> ProcessTimes:
+    """Levels of a tree take ``factor`` times a chain's turn."""
+    times = process_times()
+    alone, busy = dict(times.alone), dict(times.busy)
+    for parts in (alone, busy):
+        one = parts[2, 1]
+        for width in widths:
+            heads = tuple((name, seconds * factor) for name, seconds in one.heads)
+            parts[2, width] = replace(
+                one, width=width, layer=one.layer * factor, lm=one.lm * factor, heads=heads
+            )
+    return replace(times, alone=alone, busy=busy)
+
+
+@pytest.mark.parametrize(("factor", "best"), [(1.02, 2), (2.0, 1)])
+def test_the_best_width_follows_from_its_times(factor, best):
+    predictor = Predictor(wide_times(factor), LAYOUT)
+    some = guesser("good", (6,), [True, True, False] * 9)
+    found = predictor.candidates([some], (1, 2, 4, 8))
+    assert {c.width for c in found} == {1, 2, 4}, "width 8 was not timed"
+    assert found[0].width == best
+    widths = {c.width: c for c in found if c.stages == 2}
+    assert widths[1].acceptance == pytest.approx(2 / 3)
+    assert widths[2].acceptance == 1.0
+    assert widths[2].tick_seconds == pytest.approx(factor * widths[1].tick_seconds, rel=0.1)
+
+
+def test_trees_of_hopeless_raw_exits_are_left_out():
+    raw = [Guesser("raw", (6,), (0.02, 0.04, 0.05, 0.06)), Guesser("raw", (5,), (0.5, 0.9, 1, 1))]
+    for factor, left in ((1.0, {5}), (3.0, set())):
+        found = Predictor(wide_times(factor), LAYOUT).candidates(raw, (1, 2, 4))
+        assert {c.exit_layer for c in found if c.width == 1} == {5, 6}
+        assert {c.exit_layer for c in found if c.width > 1} == left
+
+
+def test_a_draft_behind_several_leaves_takes_longer():
+    times = wide_times(2.0)
+    one, more = (Setting((6, 6), "good", (6,), 4, leaves) for leaves in (1.0, 1.5))
+    assert times.flow(one).head.solo == pytest.approx(1.0)
+    assert times.flow(more).head.solo == pytest.approx(1.5)
 
 
 # Engines of one process
@@ -328,6 +470,9 @@ def test_stages_in_step_take_the_longest():
     uneven = times.tick(Setting((8, 4), "h", (8,)), 0.8)
     assert uneven == pytest.approx(4 * 1.1 + 4 * 1.0 + 3.0 + 0.5)
     assert times.tick(Setting((6, 6), "h", (6,)), 0.8, free="stage 0") == pytest.approx(even - 0.5)
+    wide = replace(times, wide={4: {2: 1.25, 3: 1.5}})
+    assert wide.widths == (1, 4)
+    assert wide.tick(Setting((6, 6), "h", (6,), 4), 0.8) == pytest.approx(1.25 * even)
 
 
 @pytest.mark.parametrize(("overlap", "expected"), [(1.0, 13.0), (0.0, 19.0), (0.5, 16.0)])
@@ -336,6 +481,8 @@ def test_mixed_cards(overlap, expected):
         ("a", "b"), 12, 3, {"a": 1.0, "b": 2.0}, {"a": 2.0, "b": 2.0}, {"h": 0.0}, 1.0, overlap
     )
     assert times.tick(Setting((6, 5), "h", (6,)), 1.0) == pytest.approx(expected)
+    wide = replace(times, wide={2: 1.5})
+    assert wide.tick(Setting((6, 5), "h", (6,), 2), 1.0) == pytest.approx(1.5 * expected)
     assert [p.seconds for p in times.plain()] == [14.0, 26.0]
     split = best_split(
         12, stages=2, exit_layer=8, taps=(8,), cost=lambda s: times.quick(Setting(s, "h", (8,)))

@@ -1,7 +1,7 @@
 """What trees of more than one depth per tick would bring, simulated from measured ranks.
 
-As the simulation of ``tree_tokens.py``, but a tick takes the best nodes wherever they stand: behind
-any live node, and with ``depths`` 2 also behind nodes of the same tick. For these the head would
+As ``core.tree_simulation``, but a tick takes the best nodes wherever they stand: behind any live
+node, and with ``depths`` 2 also behind nodes of the same tick. For these the head would
 continue from its own state; it is taken to miss the right token in a given share of the cases in
 which it finds it from the real state.
 
@@ -21,13 +21,13 @@ from tree_tokens import (
     Answer,
     Candidates,
     Measured,
-    Simulation,
     answers_of,
     options_of,
     plan_of,
 )
 
 from ppsd_cli.core.plan import Node
+from ppsd_cli.core.tree_simulation import TreeSimulation
 
 LOSSES = (0.0, 0.3, 0.5)
 STAGES, WIDTHS = (2, 3), (1, 2, 4, 8, 16)
@@ -41,12 +41,12 @@ class Depths:
     loss: float = 0.0
 
 
-class DeepSimulation(Simulation):
+class DeepSimulation(TreeSimulation):
     """Best first over all live nodes; ``depths.most`` 1 only widens the tree."""
 
     def __init__(self, rows: Candidates, answer: Answer, *, shape: tuple[int, int], depths: Depths):
         stages, width = shape
-        super().__init__(rows, answer.tokens, stages, width, Random(0))
+        super().__init__(rows, answer.tokens, stages=stages, width=width, random=Random(0))
         self._depths, self._luck = depths, Random(1)
         self._offers: dict[tuple[int, bool], list[tuple[int, float]]] = {}
         self._entered: dict[int, set[int]] = {}
@@ -68,9 +68,9 @@ class DeepSimulation(Simulation):
                 self._push(heap, node, depth + 1)
         return []  # they have entered already
 
-    def _level(self, *, last: int) -> list[Node]:
+    def _level(self) -> list[Node]:
         before = self._serial
-        entered = super()._level(last=last)
+        entered = super()._level()
         return entered or [n for n in self._tree.live if n.serial >= before]
 
     def _push(self, heap: list[tuple[float, int, int, Node, int]], node: Node, depth: int) -> None:
@@ -99,7 +99,8 @@ def rate(
 ) -> float:
     """Tokens per tick over all answers."""
     pairs = zip(lists, answers, strict=True)
-    ticks = sum(DeepSimulation(rows, a, shape=shape, depths=depths).run() for rows, a in pairs)
+    runs = (DeepSimulation(rows, a, shape=shape, depths=depths).run() for rows, a in pairs)
+    ticks = sum(run.ticks for run in runs)
     return round(sum(len(answer.tokens) for answer in answers) / ticks, 3)
 
 

@@ -2,8 +2,9 @@
 
 For each question of MT-Bench (first turns, spread over its categories) plain decoding answers
 greedily; one pass over the answer gives the head's best tokens at every position. The simulation
-lets these ranks run through ``core.tree``: on the true text the guesses are those measured there,
-on any other text those of a position drawn at random, none of which is right. The real runs are
+(``core.tree_simulation``) lets these ranks run through the tree's rule: on the true text the
+guesses are those measured there, on any other text those of a position drawn at random, none of
+which is right. The real runs are
 in-process; their texts are compared with plain decoding's.
 
     python docs/benchmarks/tree_tokens.py --questions 16 --tokens 128 -o tree_tokens.json
@@ -28,10 +29,10 @@ from ppsd_cli.commands.session import ModelChoice, Plan, make_plan
 from ppsd_cli.config import DEFAULT_TREE_SCALE, Settings
 from ppsd_cli.core.choose import best_tokens
 from ppsd_cli.core.events import Committed
-from ppsd_cli.core.plan import Node, Sampling
+from ppsd_cli.core.plan import Sampling
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.core.stats import RunStats, StatsBuilder
-from ppsd_cli.core.tree import Tree, best_children
+from ppsd_cli.core.tree_simulation import TreeSimulation
 from ppsd_cli.model.head_files import read_head, read_info
 from ppsd_cli.model.layers import Shape
 from ppsd_cli.model.load import Loader
@@ -146,82 +147,10 @@ def _simulated(
     """Tokens per tick, prompts included as in ``core.stats``."""
     random = Random(0)
     ticks = sum(
-        Simulation(rows, answer.tokens, stages, width, random).run()
+        TreeSimulation(rows, answer.tokens, stages=stages, width=width, random=random).run().ticks
         for rows, answer in zip(lists, answers, strict=True)
     )
     return sum(len(answer.tokens) for answer in answers) / ticks
-
-
-class Simulation:
-    """One answer's tree without a model. False tokens are numbers below zero, each one new."""
-
-    def __init__(
-        self, rows: Candidates, tokens: Sequence[int], stages: int, width: int, random: Random
-    ) -> None:
-        self._rows, self._tokens, self._stages, self._width = rows, tokens, stages, width
-        self._random, self._tree, self._serial = random, Tree(), 0
-        self._true: dict[int, bool] = {}
-        self._last = 0
-
-    def run(self) -> int:
-        """Ticks from the prompt's last chunk to the last token."""
-        tokens, levels = self._tokens, []
-        self._tree.enter(self._node(0, None, None, 0.0, true=True))
-        self._tree.verify(0, tokens[0])
-        committed, tick = 1, self._stages
-        while committed < len(tokens):
-            levels.append(self._level(last=len(tokens) - 1))
-            tick += 1
-            if len(levels) < self._stages:
-                continue
-            for node in levels.pop(0):
-                right = tokens[node.position] if node.position < len(tokens) else None
-                if right is not None and self._tree.verify(node.serial, right) is not None:
-                    committed += 1
-        return tick
-
-    def _level(self, *, last: int) -> list[Node]:
-        """The nodes that enter in this tick; position p is that of token p - 1 of the answer."""
-        tree, self._last = self._tree, last
-        position = tree.next_position()
-        if position > last:
-            return []
-        if tree.due is not None:
-            entering = [self._node(position, tree.due[1], None, 0.0, true=True)]
-        else:
-            entering = self._guesses()
-        for node in entering:
-            tree.enter(node)
-        return entering
-
-    def _guesses(self) -> list[Node]:
-        leaves = self._tree.leaves
-        offered = [self._offer(leaf) for leaf in leaves]
-        best = best_children(leaves, offered, self._width)
-        return [self._child(child.parent, child.token_id, child.score) for child in best]
-
-    def _child(self, parent: Node, token: int, score: float) -> Node:
-        position = parent.position + 1
-        true = self._true[parent.serial] and token == self._tokens[position - 1]
-        return self._node(position, token, parent.serial, score, true=true)
-
-    def _offer(self, leaf: Node) -> list[tuple[int, float]]:
-        """The measured guesses on a true text; on another, wrong ones with shares of elsewhere."""
-        if self._true[leaf.serial]:
-            return self._rows[leaf.position - 1][: self._width]
-        row = self._random.choice(self._rows)[: self._width]
-        return [(-1 - rank, share) for rank, (_, share) in enumerate(row)]
-
-    def _node(
-        self, position: int, token: int | None, parent: int | None, score: float, *, true: bool
-    ) -> Node:
-        node = Node(
-            self._serial, position, token, 1, drafted=parent is not None, final=True,
-            parent=parent, score=score,
-        )  # fmt: skip
-        self._true[self._serial] = true
-        self._serial += 1
-        return node
 
 
 def _real(

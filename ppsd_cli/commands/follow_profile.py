@@ -25,7 +25,14 @@ def follow(flags: Settings, profile: Profile) -> Settings:
     wanted = "ppsd" if asked in _AUTO else asked
     if (wanted == "ar") != (base.decoder == "ar"):
         base = replace(
-            base, exit_layer=None, stages=None, split=None, devices=None, threads=None, head=None
+            base,
+            exit_layer=None,
+            stages=None,
+            split=None,
+            devices=None,
+            threads=None,
+            head=None,
+            width=None,
         )
     return replace(flags, decoder=wanted).over(base)
 

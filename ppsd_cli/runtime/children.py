@@ -49,7 +49,7 @@ def start(config: PipelineConfig, *, port: int | None) -> list[Child]:
     try:
         shares = core_shares(config.stages)
         for stage in range(config.stages):
-            children.append(_spawn(config, stage, listener, shares[stage]))
+            children.append(_spawn(config, stage, listener, shares))
     except BaseException:
         stop(children)
         raise
@@ -91,6 +91,13 @@ def core_shares(stages: int) -> list[list[int] | None]:
     return [cores[s * count // stages : (s + 1) * count // stages] for s in range(stages)]
 
 
+def place(stage: int, shares: list[list[int] | None]) -> dict[str, Any]:
+    """Where a child is to run, for ``stage_main.set_up``."""
+    cores = shares[stage]
+    shared = cores is not None and shares.count(cores) > 1
+    return {"stage": stage, "cores": cores, "shares_core": shared}
+
+
 def _listen(port: int) -> socket.socket:
     """A socket that listens on 127.0.0.1 and nowhere else."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -108,9 +115,9 @@ def _listen(port: int) -> socket.socket:
 
 
 def _spawn(
-    config: PipelineConfig, stage: int, listener: socket.socket, cores: list[int] | None
+    config: PipelineConfig, stage: int, listener: socket.socket, shares: list[list[int] | None]
 ) -> Child:
-    setup = {"stage": stage, "port": listener.getsockname()[1], "cores": cores}
+    setup = place(stage, shares) | {"port": listener.getsockname()[1]}
     shared = listener.fileno() if stage == 0 else None
     return launch("stage_main", config, setup, arguments=[listener.fileno()], shared=shared)
 

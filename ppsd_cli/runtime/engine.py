@@ -104,12 +104,16 @@ def open_engine(config: PipelineConfig, *, processes: bool, port: int | None = N
 
 def check_engine(config: PipelineConfig) -> None:
     """ConfigError for what the engine of these devices does not serve yet."""
-    spread = len(set(config.devices)) > 1 and not is_torchrun()
-    if config.width > 1 and spread and has_graphs(config):
+    if config.width > 1 and not serves_trees(config):
         raise ConfigError(
             f"--width {config.width}: on GPUs trees run on one device; "
             "choose one with --devices cuda:0, or --width 1"
         )
+
+
+def serves_trees(config: PipelineConfig) -> bool:
+    """Whether the engine of these devices runs ticks of several guesses: not over several GPUs."""
+    return not has_graphs(config) or is_torchrun() or on_one_gpu(config.devices)
 
 
 def has_graphs(config: PipelineConfig) -> bool:

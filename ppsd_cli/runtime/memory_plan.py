@@ -24,7 +24,7 @@ def plan_memory(
     size = getattr(torch, config.dtype).itemsize
     matrix = spec.vocabulary * spec.hidden * size
     layer = layer_parameters(spec) * size
-    cache = 2 * spec.kv_heads * spec.head_dim * config.slots * size
+    cache = 2 * spec.kv_heads * spec.head_dim * config.cache_slots * size
     needed: dict[str, int] = {}
     last = config.stages - 1
     for stage, device in enumerate(config.devices):

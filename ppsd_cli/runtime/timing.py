@@ -12,8 +12,9 @@ from time import monotonic, sleep
 
 import torch
 
-from ppsd_cli.core.choose import choose
+from ppsd_cli.core.choose import best_tokens, choose, perturbed
 from ppsd_cli.core.plan import Sampling
+from ppsd_cli.model.branches import Branches
 from ppsd_cli.model.cache import Rows
 from ppsd_cli.model.head_files import HeadInfo, read_info
 from ppsd_cli.model.heads import DraftHead
@@ -31,7 +32,8 @@ class Work:
     """One turn: a draft of ``head`` if there is one, the first ``layers`` of the stage, and with
     ``lm`` the target's choice.
 
-    ``length``: slots of the cache that the token sees; ``width``: rows of the layers' call;
+    ``length``: slots of the cache that the token sees; ``width``: nodes of the level that goes
+    through the stage, above 1 a tree's, and as many leaves behind which the head drafts;
     ``threads``: torch's, 0 leaves them alone.
     """
 
@@ -74,6 +76,8 @@ class Parts:
         device, hidden = self._stage.device, self._stage.spec.hidden
         torch.manual_seed(0)
         self._hidden = torch.randn(64, hidden).to(device, self._stage.dtype)
+        for each in self._heads.values():  # of zeros all guesses would be level
+            each.states.normal_()
 
     @torch.inference_mode()
     def run(self, work: Work | None, window: Window) -> list[float]:
@@ -96,37 +100,73 @@ class Parts:
                 times.append(monotonic() - began)
 
     def _steps(self, work: Work) -> list[Callable[[], object]]:
+        level = _Level(work, self._stage) if work.width > 1 else None
         steps: list[Callable[[], object]] = []
         if work.head is not None:
-            steps.append(self._draft(self._heads[work.head], work.length))
-        steps.append(self._layers(work))
-        return [*steps, self._target] if work.lm else steps
+            head = self._heads[work.head]
+            steps.append(_draft(head, work.length) if level is None else level.draft(head))
+        steps.append(self._layers(work, level))
+        return [*steps, self._target(work.width)] if work.lm else steps
 
-    def _layers(self, work: Work) -> Callable[[], object]:
+    def _layers(self, work: Work, level: "_Level | None") -> Callable[[], object]:
         stage = self._stage
         part = stage if work.layers >= len(stage.layers) else stage.first_layers(work.layers)
-        start, hidden = max(0, work.length - work.width), self._hidden[: work.width]
-        return lambda: part.forward(hidden, Rows.chain(start, work.width, stage.device))
+        hidden = self._hidden[: work.width]
+        if level is not None:
+            return lambda: part.forward(hidden, level.enter())
+        start = max(0, work.length - 1)
+        return lambda: part.forward(hidden, Rows.chain(start, 1, stage.device))
 
-    def _target(self) -> object:
+    def _target(self, width: int) -> Callable[[], object]:
         output = self._stage.output
         assert output is not None, "this stage has no LM matrix"
-        where = torch.zeros(1, dtype=torch.int64, device=self._stage.device)
-        return choose(output.logits(self._hidden[:1]), _GREEDY, where).tolist()
-
-    def _draft(self, head: DraftHead, length: int) -> Callable[[], object]:
-        position = max(0, length - 1)
-        where = torch.tensor([position + 1], device=self._stage.device)
-
-        def turn() -> object:
-            logits = head.draft_logits(position)
-            return int(choose(logits, _GREEDY, where, token_ids=head.token_ids)[0])
-
-        return turn
+        where = torch.zeros(width, dtype=torch.int64, device=self._stage.device)
+        return lambda: choose(output.logits(self._hidden[:width]), _GREEDY, where).tolist()
 
     def _wait(self) -> None:
         if self._stage.device.type != "cpu":
             torch.get_device_module(self._stage.device).synchronize(self._stage.device)
+
+
+class _Level:
+    """One level of a tree, all behind the same token, that enters again and again."""
+
+    def __init__(self, work: Work, stage: Stage) -> None:
+        self._width, self._start = work.width, max(1, work.length - work.width)
+        self._slots = list(range(self._start, self._start + work.width))
+        self._where = torch.full((work.width,), self._start + 1, device=stage.device)
+        self._branches = Branches(self._slots[-1] + 1, keep=2, device=stage.device)
+        self.enter()
+
+    def enter(self) -> Rows:
+        """The nodes as rows, behind a chain."""
+        parent = self._start - 1
+        self._branches.chain(parent, 1)
+        return self._branches.enter(self._start, self._slots, [parent] * self._width)
+
+    def draft(self, head: DraftHead) -> Callable[[], object]:
+        """Guesses behind all of them, as ``runtime.drafting`` makes them."""
+        lags = max(len(head.taps), 1)
+
+        def turn() -> object:
+            lineage = self._branches.ancestors(self._slots, lags)
+            rows = replace(self._branches.rows(self._slots), ancestors=lineage)
+            scores = perturbed(head.branch_logits(rows), _GREEDY, self._where, head.token_ids)
+            return best_tokens(scores, self._width, scale=1.0, token_ids=head.token_ids)
+
+        return turn
+
+
+def _draft(head: DraftHead, length: int) -> Callable[[], object]:
+    """The chain's guess."""
+    position = max(0, length - 1)
+    where = torch.tensor([position + 1], device=head.weights.output.norm.device)
+
+    def turn() -> object:
+        logits = head.draft_logits(position)
+        return int(choose(logits, _GREEDY, where, token_ids=head.token_ids)[0])
+
+    return turn
 
 
 def head_split(head: str, split: tuple[int, ...]) -> tuple[int, ...]:

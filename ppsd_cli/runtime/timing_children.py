@@ -22,12 +22,9 @@ class TimingGroup:
         self._children: list[Child] = []
         self._watch: Watch | None = None
         try:
-            for stage, cores in enumerate(shares):
-                setup = {
-                    "stage": stage,
-                    "cores": cores,
-                    "heads": list(heads) if stage == 0 else [],
-                }
+            for stage in range(config.stages):
+                own = {"heads": list(heads) if stage == 0 else []}
+                setup = children.place(stage, shares) | own
                 self._children.append(children.launch("timing_main", config, setup))
             self._watch = Watch(self._children)
             self._gather(READY)

@@ -1,6 +1,7 @@
 """What a calibration shows, as tables and points. Pure."""
 
 from dataclasses import dataclass
+from math import ceil
 
 from ppsd_cli.calibration_records import Calibration, Candidate, Checked
 from ppsd_cli.ui.bench_data import Column, TableData
@@ -46,14 +47,14 @@ def exit_points(calibration: Calibration) -> list[ExitPoint]:
 
 
 def marks(calibration: Calibration) -> list[Mark]:
-    """The best candidate of each trained head, and everything that was run."""
+    """The best chain and the best tree of each trained head, and everything that was run."""
     plain = calibration.plain.tokens_per_second
     speeds = {each.candidate: each for each in calibration.checked}
     measured_plain = speeds[calibration.plain].speed
     shown: dict[tuple[object, ...], Candidate] = {}
     for each in (*(c.candidate for c in calibration.checked), *calibration.candidates):
         if each.head is not None and (each in speeds or each.head != "raw"):
-            shown.setdefault((each.head, each.exit_layer, each.stages), each)
+            shown.setdefault((each.head, each.exit_layer, each.stages, each.width > 1), each)
     found = []
     for each in shown.values():
         run = speeds.get(each)
@@ -61,7 +62,7 @@ def marks(calibration: Calibration) -> list[Mark]:
         found.append(
             Mark(
                 each.exit_layer,
-                f"{each.head}, {_split(each)}",
+                f"{each.head}, {_split(each)}{_width(each)}",
                 each.acceptance or 0.0,
                 each.tokens_per_second / plain,
                 None if run is None else run.speed / measured_plain,
@@ -80,7 +81,8 @@ def candidate_table(calibration: Calibration) -> TableData:
     plain = calibration.plain
     rows = [_row(each, runs.get(each), plain, runs[plain]) for each in (plain, *ranked)]
     names = [
-        "exit", "acceptance", "tokens/tick", "tick", "predicted tokens/s", "predicted speed-up",
+        "exit", "width", "acceptance", "tokens/tick", "tick", "predicted tokens/s",
+        "predicted speed-up",
         "measured tokens/s", "measured speed-up", "predicted/ measured", "needed acceptance",
     ]  # fmt: skip
     left = len(calibration.candidates) - len(shown)
@@ -96,15 +98,19 @@ def times_table(calibration: Calibration) -> TableData | None:
     """What the parts of a stage take; None where only whole ticks were measured."""
     if not calibration.parts:
         return None
-    heads = [name for name, _ in calibration.parts[0].heads]
+    heads = [name for name, _ in calibration.parts[0].heads]  # of a chain: all of them
     rows = []
+    busiest = max(part.busy for part in calibration.parts)
     for part in calibration.parts:
+        if part.width > 1 and part.busy < busiest:
+            continue
         at_length = part.layer + part.slot * calibration.length
         own = dict(part.heads)
         rows.append(
             (
                 f"{part.device}, {part.threads} thread{'s' * (part.threads > 1)}, "
-                f"{part.busy} of the stages at work",
+                f"{part.busy} of the stages at work"
+                + (f", width {part.width}" if part.width > 1 else ""),
                 milliseconds(at_length),
                 milliseconds(part.fixed),
                 milliseconds(part.lm),
@@ -120,6 +126,11 @@ def times_table(calibration: Calibration) -> TableData | None:
             f"{milliseconds(edge.turn_alone)} more than its parts alone, "
             f"{milliseconds(edge.turn_busy)} beside others. Cache length {calibration.length:.0f}."
         )
+        if edge.shared_alone > 1 or edge.shared_busy > 1:
+            note += (
+                f" Stages that share a core take {edge.shared_alone:.2f} times their work of it, "
+                f"{edge.shared_busy:.2f} times with every core busy."
+            )
     return TableData(
         "Times",
         (Column("stages"), *(Column(name, numeric=True) for name in columns)),
@@ -140,6 +151,48 @@ def head_table(calibration: Calibration) -> TableData | None:
             for head in calibration.heads
         ),
     )
+
+
+def whole_table(calibration: Calibration) -> TableData | None:
+    """Whole answers as they were run, the time to the first token counted."""
+    runs = [each for each in calibration.checked if each.first_token and each.end_to_end]
+    if len(runs) < 2 or runs[0].candidate.head is not None:
+        return None
+    plain = runs[0]
+    assert plain.first_token is not None
+    assert plain.end_to_end is not None
+    rows = []
+    for each in runs:
+        assert each.end_to_end is not None
+        name = _name(each.candidate) + _width(each.candidate)
+        rows.append(
+            (
+                name,
+                milliseconds(each.first_token),
+                number(each.end_to_end),
+                number(each.end_to_end / plain.end_to_end, 2),
+                NOTHING if each is plain else _overtakes(each, plain),
+            )
+        )
+    prompt = calibration.length - calibration.answer_tokens / calibration.answers / 2
+    names = ("first token", "tokens/s from end to end", "speed-up", "faster from")
+    return TableData(
+        "Whole answers, as run",
+        (Column("decoder"), *(Column(name, numeric=True) for name in names)),
+        tuple(rows),
+        f"Prompts of {prompt:.0f} tokens, answers of "
+        f"{calibration.answer_tokens / calibration.answers:.0f} (means).",
+    )
+
+
+def _overtakes(run: Checked, plain: Checked) -> str:
+    """The answer length from which a whole answer comes sooner than plain decoding's."""
+    assert run.first_token is not None
+    assert plain.first_token is not None
+    late, gain = run.first_token - plain.first_token, 1 / plain.speed - 1 / run.speed
+    if gain <= 0:
+        return "never" if late >= 0 else NOTHING
+    return f"{max(1, ceil(1 + late / gain))} tokens"
 
 
 def remarks(calibration: Calibration) -> list[str]:
@@ -173,6 +226,7 @@ def _row(
     return (
         _name(candidate),
         number(candidate.exit_layer, 0),
+        NOTHING if candidate.head is None else str(candidate.width),
         percent(candidate.acceptance),
         number(candidate.tokens_per_tick, 2),
         milliseconds(candidate.tick_seconds),
@@ -190,7 +244,12 @@ def _name(candidate: Candidate) -> str:
     threads = f", {candidate.threads} threads" if candidate.threads > 1 else ""
     if candidate.head is None:
         return f"{candidate.decoder}{threads}"
-    return f"{candidate.decoder} {_layers(candidate.split)} {_head_name(candidate.head)}{threads}"
+    split = _layers(candidate.split)
+    return f"{candidate.decoder} {split} {_head_name(candidate.head)}{threads}"
+
+
+def _width(candidate: Candidate) -> str:
+    return f", width {candidate.width}" if candidate.width > 1 else ""
 
 
 def _split(candidate: Candidate) -> str:

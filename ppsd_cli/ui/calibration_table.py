@@ -15,6 +15,7 @@ from ppsd_cli.ui.calibration_data import (
     marks,
     remarks,
     times_table,
+    whole_table,
 )
 
 _BAR = 24
@@ -27,7 +28,7 @@ def calibration_view(calibration: Calibration) -> RenderableType:
     )
     title = f"{calibration.model} on {machine}, {calibration.dtype}, {calibration.date[:10]}"
     parts: list[RenderableType] = [Line(title, "bold"), Text("")]
-    tables = (times_table, head_table, candidate_table)
+    tables = (times_table, head_table, candidate_table, whole_table)
     for table in (make(calibration) for make in tables):
         if table is not None:
             parts += [Fitted(table), Text("")]

@@ -59,7 +59,9 @@ def choose_tile(
     warp, so the sums stay the same bit by bit.
     """
     if width > 1:
-        return _wide_tile(inner, outer, paired=paired) if narrow else Tile(16, 64, 4, True, 4)
+        if narrow:
+            return _wide_tile(inner, outer, paired=paired)
+        return Tile(16 if outer < 8192 else 32, 64 if inner < 2048 else 128, 4, True, 4)
     if not narrow:
         return Tile(16, min(power_of_two(inner), 256), 4)
     if inner <= 1024:

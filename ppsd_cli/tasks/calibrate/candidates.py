@@ -11,11 +11,11 @@ from ppsd_cli.tasks.calibrate.forecast import (
     Plain,
     Setting,
     Times,
-    acceptance_of,
     needed_acceptance,
     speed,
     tokens_per_tick,
 )
+from ppsd_cli.tasks.calibrate.guessers import Guesser, Pace
 from ppsd_cli.tasks.calibrate.splits import best_split, in_time
 
 ACCEPTANCE = "acceptance"
@@ -37,24 +37,6 @@ class Layout:
     processes: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Guesser:
-    """A head, and which of its guesses are right in each answer.
-
-    ``acceptance`` stands in where only the share is known (raw exits); then there are no ``texts``.
-    """
-
-    name: str
-    taps: tuple[int, ...]
-    acceptance: float
-    texts: tuple[tuple[bool, ...], ...] = ()
-
-    @classmethod
-    def of(cls, name: str, taps: tuple[int, ...], texts: Sequence[Sequence[bool]]) -> "Guesser":
-        """With the acceptance that its guesses have."""
-        return cls(name, taps, acceptance_of(texts), tuple(map(tuple, texts)))
-
-
 Fits = Callable[[Candidate], bool]
 
 
@@ -70,25 +52,46 @@ class Predictor:
         return [self._plain(each) for each in self._times.plain()]
 
     def candidates(self, guessers: Sequence[Guesser], widths: Sequence[int]) -> list[Candidate]:
-        """Every exit, number of stages and width with its best split, fastest first."""
+        """Every exit, number of stages and width with its best split, fastest first.
+
+        Trees that could not reach the best chain or plain decoding, even if every token among the
+        guesser's best ones were found, are left out.
+        """
+        found = self._of_width(guessers, 1)
+        speeds = [each.tokens_per_second for each in (self.plain, *found)]
+        for width in sorted(set(widths) & set(self._times.widths) - {1}):
+            found += self._of_width(guessers, width, worth=max(speeds))
+        return sorted(found, key=lambda each: -each.tokens_per_second)
+
+    def _of_width(
+        self, guessers: Sequence[Guesser], width: int, worth: float = 0.0
+    ) -> list[Candidate]:
+        """``worth``: tokens/s that trees of raw exits must be able to reach."""
         found = []
         for guesser in guessers:
             for stages in sorted(self._layout.devices):
-                split = self.split(guesser, stages)
+                split = self.split(guesser, stages, width)
                 if split is None:
                     continue
-                some = [self.predict(guesser, split, width) for width in widths]
-                found += [candidate for candidate in some if self._fits(candidate)]
-        return sorted(found, key=lambda each: -each.tokens_per_second)
+                if not guesser.answers and self._bound(guesser, split, width) < worth:
+                    continue
+                candidate = self.predict(guesser, split, width)
+                found += [candidate] if self._fits(candidate) else []
+        return found
 
-    def split(self, guesser: Guesser, stages: int) -> tuple[int, ...] | None:
+    def _bound(self, guesser: Guesser, split: tuple[int, ...], width: int) -> float:
+        """Tokens/s that no tree of this width exceeds."""
+        tick = self._times.quick(Setting(split, guesser.name, guesser.taps, width))
+        return tokens_per_tick(len(split), guesser.most(width)) / tick
+
+    def split(self, guesser: Guesser, stages: int, width: int = 1) -> tuple[int, ...] | None:
         """The best layers of each stage; None where the head fits no split into so many."""
         return best_split(
             self._layout.layers,
             stages=stages,
             exit_layer=guesser.taps[0],
             taps=guesser.taps,
-            cost=lambda split: self._times.quick(Setting(split, guesser.name, guesser.taps)),
+            cost=lambda split: self._times.quick(Setting(split, guesser.name, guesser.taps, width)),
         )
 
     def fitting(self, guesser: Guesser, split: tuple[int, ...]) -> bool:
@@ -98,8 +101,9 @@ class Predictor:
     def predict(self, guesser: Guesser, split: tuple[int, ...], width: int = 1) -> Candidate:
         """What one split with one head is expected to do."""
         stages = len(split)
-        setting = Setting(split, guesser.name, guesser.taps)
-        tick = self._times.tick(setting, guesser.acceptance)
+        pace = guesser.pace(stages, width)
+        setting = Setting(split, guesser.name, guesser.taps, width, pace.leaves)
+        tick = self._times.tick(setting, pace.acceptance)
         return Candidate(
             decoder="ppsd",
             split=split,
@@ -108,11 +112,11 @@ class Predictor:
             threads=self._layout.threads[stages],
             head=guesser.name,
             width=width,
-            acceptance=guesser.acceptance,
-            tokens_per_tick=tokens_per_tick(stages, guesser.acceptance, width=width),
+            acceptance=pace.acceptance,
+            tokens_per_tick=pace.tokens_per_tick,
             tick_seconds=tick,
-            tokens_per_second=self._speed(guesser, stages, tick),
-            limit=self._limit(guesser, setting, tick),
+            tokens_per_second=_speed(pace, tick),
+            limit=self._limit(pace, setting, tick),
             needed=needed_acceptance(stages, tick, self.plain.tick_seconds),
         )
 
@@ -125,7 +129,7 @@ class Predictor:
         """
         found = []
         for score in layers:
-            guesser = Guesser(stand_in, (score.layer,), STAND_IN_ACCEPTANCE)
+            guesser = Guesser(stand_in, (score.layer,), (STAND_IN_ACCEPTANCE,))
             splits = [self.split(guesser, stages) for stages in self._layout.devices]
             needs = [
                 (self.predict(guesser, split).needed or 0.0, split)
@@ -141,19 +145,13 @@ class Predictor:
         near = [each for each in found if each.needed <= least + _NEAR]
         return max(near, key=lambda each: each.agreement)
 
-    def _speed(self, guesser: Guesser, stages: int, tick: float) -> float:
-        if guesser.texts:
-            return speed(stages, tick, guesser.texts)
-        return tokens_per_tick(stages, guesser.acceptance) / tick
-
-    def _limit(self, guesser: Guesser, setting: Setting, tick: float) -> str:
+    def _limit(self, pace: Pace, setting: Setting, tick: float) -> str:
         """What would bring most if it cost nothing."""
-        stages = len(setting.split)
         gains = {
-            part: tick / max(1e-9, self._times.tick(setting, guesser.acceptance, free=part))
+            part: tick / max(1e-9, self._times.tick(setting, pace.acceptance, free=part))
             for part in (STAGE_0, LAST_STAGE, BOUNDARY)
         }
-        gains[ACCEPTANCE] = 1 / tokens_per_tick(stages, guesser.acceptance)
+        gains[ACCEPTANCE] = 1 / pace.tokens_per_tick
         largest = max(gains, key=lambda part: gains[part])
         return largest if gains[largest] > _WORTH else "stages"
 
@@ -173,6 +171,10 @@ class Predictor:
         )
 
 
+def _speed(pace: Pace, tick: float) -> float:
+    return speed(tick, pace.answers) if pace.answers else pace.tokens_per_tick / tick
+
+
 def _preferred(plains: Sequence[Plain]) -> Plain:
     """The fastest; the first if it has nearly that speed, because then the bits are the same."""
     best = min(plains, key=lambda each: each.seconds)
@@ -181,12 +183,12 @@ def _preferred(plains: Sequence[Plain]) -> Plain:
 
 def raw_guessers(name: str, layers: Sequence[LayerScore]) -> list[Guesser]:
     """One raw exit for each layer."""
-    return [Guesser(name, (score.layer,), score.top[0]) for score in layers]
+    return [Guesser(name, (score.layer,), score.top) for score in layers]
 
 
 def best_three(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The fastest, no two of the same head, exit and stages."""
+    """The fastest, no two of the same head, exit, stages and width."""
     chosen: dict[tuple[object, ...], Candidate] = {}
     for each in candidates:
-        chosen.setdefault((each.head, each.exit_layer, each.stages), each)
+        chosen.setdefault((each.head, each.exit_layer, each.stages, each.width), each)
     return list(chosen.values())[:3]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ppsd_cli.bench_records import Contender, Row, Sample
 from ppsd_cli.calibration_records import Candidate, Checked
+from ppsd_cli.config import DEFAULT_TREE_SCALE
 from ppsd_cli.errors import GateError
 from ppsd_cli.runtime.pipeline import PipelineConfig
 from ppsd_cli.tasks.bench.contenders import Rival
@@ -67,7 +68,8 @@ def _named(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
     """Each with a name of its own; the first is ``ar``."""
     named = {"ar": candidates[0]}
     for number, each in enumerate(candidates[1:], 1):
-        named[f"{number}: {each.decoder} {','.join(map(str, each.split))}"] = each
+        split = ",".join(map(str, each.split))
+        named[f"{number}: {each.decoder} {split} width {each.width}"] = each
     return named
 
 
@@ -79,26 +81,34 @@ def _rival(candidate: Candidate, name: str, pool: Pool, track: Track) -> Rival:
         head=candidate.head,
         draft_vocab=None,
         threads=candidate.threads,
+        width=candidate.width,
     )
     shape = Shape(config, candidate.processes, candidate.head)
     loaded = pool.engine(shape)
     contender = Contender(
         name,
         candidate.decoder,
-        exact=True,
+        exact=candidate.width == 1,
         head=candidate.head,
         split=candidate.split,
         devices=candidate.devices,
         threads=candidate.threads if shape.on_cpu else None,
+        width=candidate.width,
     )
     plain = EngineDecoder(loaded.thing, drafting=False)
-    decoder = EngineDecoder(loaded.thing, drafting=candidate.head is not None)
+    decoder = EngineDecoder(
+        loaded.thing,
+        drafting=candidate.head is not None,
+        width=candidate.width,
+        tree_scale=DEFAULT_TREE_SCALE,
+    )
     return Rival(contender, decoder, loaded, plain)
 
 
 def _checked(candidate: Candidate, row: Row) -> Checked:
     figures = row.overall
-    speed = figures.tokens_per_second
+    speed, first = figures.tokens_per_second, figures.first_token_seconds
+    whole = figures.end_to_end_tokens_per_second
     assert speed is not None, "an answer of one token has no speed"
     return Checked(
         candidate=candidate,
@@ -107,4 +117,6 @@ def _checked(candidate: Candidate, row: Row) -> Checked:
         high=speed.high,
         acceptance=figures.acceptance_rate,
         tokens_per_tick=figures.tokens_per_tick,
+        first_token=None if first is None else first.median,
+        end_to_end=None if whole is None else whole.median,
     )

@@ -1,47 +1,87 @@
 """Times of stage processes on this machine's cores, alone and while the others work."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
 from ppsd_cli.calibration_records import PartTimes, Timing
-from ppsd_cli.runtime.pipeline import PipelineConfig
+from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
 from ppsd_cli.runtime.timing import Work
 from ppsd_cli.runtime.timing_children import TimingGroup
 
-WARM, SECONDS = 0.1, 0.3
+WARM, SECONDS = 0.06, 0.22
 ROUNDS = 2
 """Every window is taken so often; the least median counts, because other programs only add."""
-WIDTHS = (2, 4, 8)
+WIDTHS, WIDEST = (2, 4, 8), 16
+"""Widths that are always timed, and one that is where it can pay."""
+WIDE_WARM, WIDE_SECONDS = 0.05, 0.2
+Plan = tuple[int, dict[int, Work]]
+"""How many stages are at work (1: the others are idle), and what each process does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Stage processes that are timed together: a config whose split says how many."""
+    """Stage processes that are timed together: a config whose split says how many.
+
+    ``heads``: all that are timed; ``wide_heads``: those that are timed on levels of a tree too, at
+    the cache length ``wide_length``.
+    """
 
     config: PipelineConfig
     heads: tuple[str, ...]
     lengths: tuple[int, ...]
+    wide_heads: tuple[str, ...] = ()
+    wide_length: int = 64
 
     @property
     def windows(self) -> int:
-        """How many windows ``timings`` takes."""
+        """How many windows ``timings`` takes at most."""
         loads = 1 if self.config.stages == 1 else 2
         each = len(self.lengths) + 2 + len(self.heads)
-        return ROUNDS * (loads * each + len(WIDTHS))
+        wide = len(_wide_plans(self, 2))
+        return ROUNDS * (loads * each + (len(WIDTHS) + 1) * wide)
 
 
 def time_group(group: Group, step: Callable[[], None]) -> list[Timing]:
     """All windows of one group; ``step`` is called after each."""
-    last = group.config.stages - 1
+    stages = group.config.stages
     plans = [
         (load, _plan(group, work, alone=load == 1))
-        for load in ((1, group.config.stages) if last else (1,))
+        for load in ((1, stages) if stages > 1 else (1,))
         for work in _works(group)
     ]
-    first = group.config.split[0]
-    plans += [(1, {0: Work(first, _middle(group), width=width)}) for width in WIDTHS]
-    return _time_plans(group.config, group.heads, plans, step)
+    wide = [plan for width in WIDTHS for plan in _wide_plans(group, width)]
+    with TimingGroup(group.config, group.heads) as processes:
+        bench = _Bench(group.config, processes, step)
+        found = bench.times(plans, WARM, SECONDS)
+        found += bench.times(wide, WIDE_WARM, WIDE_SECONDS)
+        if _may_pay(found, stages):
+            found += bench.times(_wide_plans(group, WIDEST), WIDE_WARM, WIDE_SECONDS)
+        else:
+            for _ in range(ROUNDS * len(_wide_plans(group, WIDEST))):
+                step()
+    return found
+
+
+def _may_pay(timings: Sequence[Timing], stages: int) -> bool:
+    """Whether the widest trees can be of use: not where a stage's share of the layers and of the LM
+    matrix would take longer than a token of plain decoding, so that even a tree that is always
+    right were slower.
+
+    The step to the width before says how the time grows.
+    """
+    alone = [t for t in timings if t.busy == 1 and t.head is None]
+    count = max(t.layers for t in alone if not t.lm)
+
+    def parts(width: int) -> tuple[float, float]:
+        own = [t for t in alone if t.width == width]
+        layers = min(t.seconds for t in own if not t.lm and t.layers == count)
+        ended = min(t.seconds for t in own if t.lm)
+        return layers, max(0.0, ended - layers)
+
+    shares = [layers + lm / stages for layers, lm in map(parts, WIDTHS[-2:])]
+    layers, lm = parts(1)
+    return shares[1] ** 2 / shares[0] < stages * layers + lm
 
 
 def time_plain(
@@ -57,39 +97,44 @@ def time_plain(
         for length in lengths
     ]
     plans = [(1, {0: work}) for work in works]
-    return _time_plans(replace(config, threads=max(threads)), (), plans, step)
+    config = replace(config, threads=max(threads))
+    with TimingGroup(config, ()) as processes:
+        return _Bench(config, processes, step).times(plans, WARM, SECONDS)
 
 
-def _time_plans(
-    config: PipelineConfig,
-    heads: tuple[str, ...],
-    plans: Sequence[tuple[int, dict[int, Work]]],
-    step: Callable[[], None],
-) -> list[Timing]:
-    """The best round of every plan (load, work by process)."""
-    best: dict[tuple[int, int], Timing] = {}
-    with TimingGroup(config, heads) as processes:
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """Processes that have loaded; ``step`` is called after each window."""
+
+    config: PipelineConfig
+    processes: TimingGroup
+    step: Callable[[], None]
+
+    def times(self, plans: Sequence[Plan], warm: float, seconds: float) -> list[Timing]:
+        """The best round of every plan."""
+        best: dict[tuple[int, int], Timing] = {}
         for _ in range(ROUNDS):
             for number, (load, plan) in enumerate(plans):
-                times = processes.run(plan, warm=WARM, seconds=SECONDS)
+                times = self.processes.run(plan, warm=warm, seconds=seconds)
                 for process, work in sorted(plan.items()):
-                    found = _timing(config, work, times[process], load)
+                    found = _timing(self.config, work, times[process], load)
                     known = best.setdefault((number, process), found)
                     if found.seconds < known.seconds:
                         best[number, process] = found
-                step()
-    return list(best.values())
+                self.step()
+        return list(best.values())
 
 
 def fit_parts(timings: Sequence[Timing], *, threads: int, busy: int) -> PartTimes:
-    """The parts' times from the timings of a group under one load."""
+    """The parts' times from the timings of a group under one load, at width 1."""
     own = [t for t in timings if t.threads == threads and t.busy == busy and t.width == 1]
     bare = [t for t in own if not t.lm and t.head is None]
     full = max(t.layers for t in bare)
     fixed, layer, slot = _fit(bare)
 
     def beyond(some: Iterable[Timing]) -> float:
-        return median(t.seconds - (fixed + t.layers * (layer + t.length * slot)) for t in some)
+        rest = (t.seconds - (fixed + t.layers * (layer + t.length * slot)) for t in some)
+        return max(0.0, median(rest))
 
     heads = dict.fromkeys(t.head for t in own if t.head is not None)
     return PartTimes(
@@ -102,6 +147,32 @@ def fit_parts(timings: Sequence[Timing], *, threads: int, busy: int) -> PartTime
         lm=beyond(t for t in own if t.lm and t.layers >= full - 1),
         heads=tuple((name, beyond(t for t in own if t.head == name)) for name in heads),
     )
+
+
+def fit_wide(
+    timings: Sequence[Timing], narrow: PartTimes, width: int, heads: Mapping[str, str]
+) -> PartTimes:
+    """The parts' times for levels of ``width`` nodes, under the load of ``narrow`` (width 1).
+
+    ``heads``: which timed head stands for each one; a raw exit is an LM matrix on stage 0.
+    """
+    own = [t for t in timings if t.width == width and t.threads == narrow.threads]
+    own = [t for t in own if t.busy == narrow.busy]
+    slot = width * narrow.slot  # every row reads for itself
+    bare = [t for t in own if not t.lm and t.head is None]
+    layer = median((t.seconds - narrow.fixed) / t.layers - t.length * slot for t in bare)
+    wide = replace(narrow, layer=max(0.0, layer), slot=slot, width=width, heads=())
+
+    def beyond(some: Iterable[Timing]) -> float:
+        return max(0.0, median(t.seconds - wide.turn(t.layers, t.length) for t in some))
+
+    lm = beyond(t for t in own if t.lm)
+    timed = {t.head for t in own if t.head is not None}
+    drafts = [(RAW_EXIT, lm)]
+    for name, stand_in in heads.items():
+        if stand_in in timed:
+            drafts.append((name, beyond(t for t in own if t.head == stand_in)))
+    return replace(wide, lm=lm, heads=tuple(drafts))
 
 
 def _fit(bare: Sequence[Timing]) -> tuple[float, float, float]:
@@ -134,6 +205,18 @@ def _works(group: Group) -> list[Work]:
     works.append(Work(max(1, count // 3), middle))
     works.append(Work(count, middle, lm=True))  # stands for the last process
     return works + [Work(count, middle, head=head) for head in group.heads]
+
+
+def _wide_plans(group: Group, width: int) -> list[Plan]:
+    """A level of a tree in each part: alone, and all at once with each head in turn."""
+    last, length = group.config.stages - 1, group.wide_length
+    every = {p: Work(_layers(group, p), length, width=width) for p in range(last + 1)}
+    ended = every | {last: replace(every[last], lm=True)}
+    plans: list[Plan] = [(1, {0: every[0]}), (1, {last: ended[last]})]
+    drafts = [{0: replace(every[0], head=head)} for head in group.wide_heads]
+    if not last:
+        return plans + [(1, draft) for draft in drafts]
+    return [*plans, (last + 1, ended), *((last + 1, ended | draft) for draft in drafts)]
 
 
 def _plan(group: Group, work: Work, *, alone: bool) -> dict[int, Work]:

@@ -5,7 +5,7 @@ is linear in the layers of a stage; a head stands in by its size. Guesses are fo
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ppsd_cli.calibration_records import Timing
 from ppsd_cli.core.schedule import Limits
@@ -33,6 +33,18 @@ class HeadSize:
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """An engine to time: layers and device of each stage, the head (None: plain decoding) with its
+    draft vocabulary, and the guesses of a tick."""
+
+    split: tuple[int, ...]
+    devices: tuple[str, ...]
+    head: str | None = None
+    vocabulary: int = _FEW
+    width: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class EngineBench:
     """Runs short answers on engines of a few layers. ``config``: one stage on the first device."""
 
@@ -41,20 +53,20 @@ class EngineBench:
     step: Callable[[], None]
     open: Open = lambda config: open_engine(config, processes=False)
 
-    def tick(
-        self, split: tuple[int, ...], devices: tuple[str, ...], head: str | None, vocabulary: int
-    ) -> float:
-        """Seconds of a tick of a chain; without a head, of a token of plain decoding."""
-        config = replace(self.config, split=split, devices=devices, head=head)
+    def tick(self, run: "Run") -> float:
+        """Seconds of a tick; without a head, of a token of plain decoding."""
+        split, head = run.split, run.head
+        config = replace(self.config, split=split, devices=run.devices, head=head, width=run.width)
         if head is not None:
-            config = replace(config, draft_vocab=vocabulary)
+            config = replace(config, draft_vocab=run.vocabulary)
         limits = Limits(TOKENS, config.slots)
         with self.open(config) as engine:
             plain = EngineDecoder(engine, drafting=False)
             answer = _best(plain, self.prompt, limits, None)
             if head is not None:
                 guess = answer.token_ids
-                answer = _best(EngineDecoder(engine, drafting=True), self.prompt, limits, guess)
+                drafting = EngineDecoder(engine, drafting=True, width=run.width)
+                answer = _best(drafting, self.prompt, limits, guess)
         self.step()
         assert answer.counts is not None
         return answer.decode_seconds / (answer.counts.ticks - len(split))
@@ -77,7 +89,8 @@ class StepTimes:
     """Stages of one graph: the same layer number of all stages is one launch.
 
     ``base``: a tick without its layers, by number of stages; ``step``: one layer of so many
-    stages; ``heads``: what each draft adds. One stage is plain decoding.
+    stages; ``heads``: what each draft adds. One stage is plain decoding. ``wide``: for each width,
+    ticks of so many stages over those of a chain; a level takes the same time whatever it holds.
     """
 
     device: str
@@ -86,6 +99,12 @@ class StepTimes:
     base: dict[int, float]
     step: dict[int, float]
     heads: dict[str, float]
+    wide: dict[int, dict[int, float]] = field(default_factory=dict)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The chain and what was timed."""
+        return (1, *sorted(self.wide))
 
     def plain(self) -> tuple[Plain, ...]:
         """All layers, one after the other."""
@@ -104,7 +123,8 @@ class StepTimes:
         around = 0.0 if free == BOUNDARY else max(0.0, self.base[stages] - self.base[1])
         last = 0.0 if free == LAST_STAGE else min(self.base[1], self.base[stages])
         head = 0.0 if free == STAGE_0 else self.heads[setting.head]
-        return steps + around + last + head
+        growth = 1.0 if setting.width == 1 else self.wide[setting.width][stages]
+        return (steps + around + last + head) * growth
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +133,8 @@ class DeviceTimes:
 
     ``layer``, ``fixed``: by device, a layer, and all but the layers of plain decoding there;
     ``hop``: what a tick adds; ``overlap``: share of the other stages' time that passes while the
-    slowest one works (0: they take turns, 1: all at once).
+    slowest one works (0: they take turns, 1: all at once). ``wide``: for each width, a tick of two
+    devices over that of a chain.
     """
 
     devices: tuple[str, ...]
@@ -124,6 +145,12 @@ class DeviceTimes:
     heads: dict[str, float]
     hop: float
     overlap: float
+    wide: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The chain and what was timed."""
+        return (1, *sorted(self.wide))
 
     def plain(self) -> tuple[Plain, ...]:
         """On each device; the first is the preferred one."""
@@ -148,36 +175,55 @@ class DeviceTimes:
             times[last] += self.fixed[self.devices[last]]
         hop = 0.0 if free == BOUNDARY else self.hop
         slowest = max(times)
-        return slowest + (1 - self.overlap) * (sum(times) - slowest) + hop
+        growth = 1.0 if setting.width == 1 else self.wide[setting.width]
+        return (slowest + (1 - self.overlap) * (sum(times) - slowest) + hop) * growth
 
 
 def time_steps(
-    bench: EngineBench, *, layers: int, stages: Sequence[int], heads: Sequence[HeadSize]
+    bench: EngineBench,
+    *,
+    layers: int,
+    stages: Sequence[int],
+    heads: Sequence[HeadSize],
+    widths: Sequence[int] = (1,),
 ) -> tuple[StepTimes, list[Timing]]:
-    """Ticks of one GPU: two depths for each number of stages, and each head."""
+    """Ticks of one GPU: two depths for each number of stages, each head, and each width."""
     device = bench.config.devices[0]
     found, base, step = _Found(bench), {}, {}
     for count in (1, *stages):
         shallow, deep = _depths(layers, count)
         head = None if count == 1 else RAW_EXIT
-        ticks = [found.tick((m,) * count, (device,) * count, head, _FEW) for m in (shallow, deep)]
-        base[count], step[count] = _line(ticks, shallow, deep)
+        runs = [Run((m,) * count, (device,) * count, head) for m in (shallow, deep)]
+        base[count], step[count] = _line([found.tick(run) for run in runs], shallow, deep)
     extra = _head_times(found, heads, (_depths(layers, stages[0])[1],) * 2, (device,) * 2)
-    return StepTimes(device, layers, bench.config.threads, base, step, extra), found.timings
+    usual = _usual_head(heads)
+    deepest = {n: Run((_depths(layers, n)[1],) * n, (device,) * n) for n in stages}
+    wide = {
+        width: {n: found.growth(run, usual, width) for n, run in deepest.items()}
+        for width in widths
+        if width > 1
+    }
+    times = StepTimes(device, layers, bench.config.threads, base, step, extra, wide)
+    return times, found.timings
 
 
 def time_devices(
-    bench: EngineBench, devices: tuple[str, ...], *, layers: int, heads: Sequence[HeadSize]
+    bench: EngineBench,
+    devices: tuple[str, ...],
+    *,
+    layers: int,
+    heads: Sequence[HeadSize],
+    widths: Sequence[int] = (1,),
 ) -> tuple[DeviceTimes, list[Timing]]:
-    """Layers of every device by itself, then two devices together."""
+    """Layers of every device by itself, then two devices together, at each width."""
     found = _Found(bench)
     shallow, deep = _depths(layers, 2)
     layer, fixed = {}, {}
     for device in dict.fromkeys(devices):
-        ticks = [found.tick((m,), (device,), None, _FEW) for m in (shallow, deep)]
+        ticks = [found.tick(Run((m,), (device,))) for m in (shallow, deep)]
         fixed[device], layer[device] = _line(ticks, shallow, deep)
     pair = devices[:2]
-    both = [found.tick((m, m), pair, RAW_EXIT, _FEW) for m in (shallow, deep)]
+    both = [found.tick(Run((m, m), pair, RAW_EXIT)) for m in (shallow, deep)]
     slope = (both[1] - both[0]) / (deep - shallow)
     one, other = sorted((layer[pair[0]], layer[pair[1]]))
     overlap = min(1.0, max(0.0, 1 - (slope - other) / one)) if one else 0.0
@@ -186,7 +232,9 @@ def time_devices(
     )
     hop = max(0.0, both[1] - times.tick(Setting((deep, deep), "", (deep,)), 1.0))
     extra = _head_times(found, heads, (deep, deep), pair)
-    return replace(times, hop=hop, heads=extra), found.timings
+    head, run = _usual_head(heads), Run((deep, deep), pair)
+    wide = {width: found.growth(run, head, width) for width in widths if width > 1}
+    return replace(times, hop=hop, heads=extra, wide=wide), found.timings
 
 
 class _Found:
@@ -194,48 +242,63 @@ class _Found:
 
     def __init__(self, bench: EngineBench) -> None:
         self._bench = bench
-        self._ticks: dict[tuple[object, ...], float] = {}
+        self._ticks: dict[Run, float] = {}
         self.timings: list[Timing] = []
 
-    def tick(
-        self, split: tuple[int, ...], devices: tuple[str, ...], head: str | None, vocabulary: int
-    ) -> float:
+    def growth(self, run: Run, head: HeadSize, width: int) -> float:
+        """A tick of that width over one of a chain, with a head of that size."""
+        own = replace(run, head=_kind(head), vocabulary=head.vocabulary)
+        return self.tick(replace(own, width=width)) / self.tick(own)
+
+    def tick(self, run: Run) -> float:
         """Seconds of that tick."""
-        key = split, devices, head, vocabulary
-        if key not in self._ticks:
-            seconds = self._bench.tick(split, devices, head, vocabulary)
-            self._ticks[key] = seconds
+        if run not in self._ticks:
+            seconds = self._bench.tick(run)
+            self._ticks[run] = seconds
             self.timings.append(
                 Timing(
-                    ",".join(dict.fromkeys(devices)),
+                    ",".join(dict.fromkeys(run.devices)),
                     threads=0,
-                    busy=len(split),
-                    layers=split[0],
+                    busy=len(run.split),
+                    layers=run.split[0],
                     length=len(self._bench.prompt) + TOKENS // 2,
                     seconds=seconds,
                     turns=2 * TOKENS,
+                    width=run.width,
                     lm=True,
-                    head=None if head is None else f"{head} of {vocabulary} tokens",
+                    head=None if run.head is None else f"{run.head} of {run.vocabulary} tokens",
                 )
             )
-        return self._ticks[key]
+        return self._ticks[run]
 
 
 def _head_times(
     found: _Found, heads: Sequence[HeadSize], split: tuple[int, int], devices: tuple[str, ...]
 ) -> dict[str, float]:
     """What each head adds to a tick, by its vocabulary and blocks; the stand-ins have two."""
-    least = found.tick(split, devices, RAW_EXIT, _FEW)
+    run = Run(split, devices, RAW_EXIT)
+    least = found.tick(run)
     extra = {}
     for head in heads:
-        bare = found.tick(split, devices, RAW_EXIT, head.vocabulary)
+        bare = found.tick(replace(run, vocabulary=head.vocabulary))
         seconds = max(0.0, bare - least)
         if head.blocks:
-            kind = RANDOM_DEEP if head.deep else RANDOM_BLOCK
-            full = found.tick(split, devices, kind, head.vocabulary)
+            full = found.tick(replace(run, head=_kind(head), vocabulary=head.vocabulary))
             seconds += max(0.0, full - bare) * head.blocks / BLOCKS
         extra[head.name] = seconds
     return extra
+
+
+def _kind(head: HeadSize) -> str:
+    """A head of random numbers like it."""
+    if not head.blocks:
+        return RAW_EXIT
+    return RANDOM_DEEP if head.deep else RANDOM_BLOCK
+
+
+def _usual_head(heads: Sequence[HeadSize]) -> HeadSize:
+    """The one with which widths are timed: the first trained one."""
+    return next((head for head in heads if head.blocks), heads[0])
 
 
 def _line(ticks: Sequence[float], shallow: int, deep: int) -> tuple[float, float]:

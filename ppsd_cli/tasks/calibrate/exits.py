@@ -10,15 +10,19 @@ import torch
 from torch import Tensor
 
 from ppsd_cli.calibration_records import TOP, LayerScore
+from ppsd_cli.config import DEFAULT_TREE_SCALE
+from ppsd_cli.core.choose import best_tokens
 from ppsd_cli.core.schedule import Limits
+from ppsd_cli.core.tree import MAX_WIDTH
 from ppsd_cli.model.heads import HeadWeights
 from ppsd_cli.model.layers import Shape
 from ppsd_cli.model.one_pass import Backbone, backbone_states, head_one_pass
 from ppsd_cli.tasks.bench.decoders import Decoder
+from ppsd_cli.tasks.calibrate.guessers import Rows
 from ppsd_cli.tasks.evaluate import target_ranks
 from ppsd_cli.tasks.loss import chunk_tokens
 
-RAW_POSITIONS = 384
+RAW_POSITIONS = 256
 """Answer tokens at which every layer is asked; each costs the LM matrix once a layer."""
 
 
@@ -37,9 +41,11 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class HeadRanks:
-    """For each text, the rank of every guessed token among the head's guesses (0: its draft)."""
+    """For each text, the rank of every guessed token among the head's guesses (0: its draft), and
+    the best of these guesses with their log shares."""
 
     ranks: tuple[tuple[int, ...], ...]
+    guesses: tuple[Rows, ...] = ()
 
     def share(self, top: int) -> float:
         """Share of all tokens among the best ``top`` guesses."""
@@ -83,13 +89,13 @@ def score_exits(
     stride = max(1, -(-sum(len(text.guessed) for text in texts) // RAW_POSITIONS))
     depths = range(1, len(backbone.layers) + 1)
     rows: dict[int, list[Tensor]] = {depth: [] for depth in depths}
-    found: dict[str, list[tuple[int, ...]]] = {name: [] for name in heads}
+    found: dict[str, list[tuple[tuple[int, ...], Rows]]] = {name: [] for name in heads}
     sampled = []
     for text in texts:
         ids, where, targets = _tensors(backbone, text)
         states = backbone_states(backbone, ids, depths, backbone.tables(ids.shape[1]))
         for name, head in heads.items():
-            found[name].append(_head_ranks(backbone, head, states, (where, targets)))
+            found[name].append(_head_guesses(backbone, head, states, (where, targets)))
         for depth in depths:
             rows[depth].append(states[depth][0].index_select(0, where[::stride]))
         sampled.append(targets[::stride])
@@ -98,21 +104,27 @@ def score_exits(
     layers = _score_layers(
         backbone, {d: torch.cat(parts) for d, parts in rows.items()}, wanted, step
     )
-    return layers, {name: HeadRanks(tuple(ranks)) for name, ranks in found.items()}
+    return layers, {
+        name: HeadRanks(tuple(ranks for ranks, _ in some), tuple(rows for _, rows in some))
+        for name, some in found.items()
+    }
 
 
-def _head_ranks(
+def _head_guesses(
     backbone: Backbone,
     head: HeadWeights,
     states: Mapping[int, Tensor],
     wanted: tuple[Tensor, Tensor],
-) -> tuple[int, ...]:
-    """Ranks of the targets of one text; ``wanted``: positions [n] and target ids [n]."""
+) -> tuple[tuple[int, ...], Rows]:
+    """Ranks of the targets of one text and the best guesses for them, as a tree with the usual
+    scale takes them; ``wanted``: positions [n] and target ids [n]."""
     where, targets = wanted
     taps = [states[tap.depth] for tap in head.taps]
     tables = backbone.tables(taps[0].shape[1])
     hidden = head_one_pass(head, taps, Shape.of(backbone.spec), tables)[0].index_select(0, where)
-    return tuple(target_ranks(head.output.logits(hidden), targets, head).tolist())
+    logits = head.output.logits(hidden).float()
+    best = best_tokens(logits, MAX_WIDTH, scale=DEFAULT_TREE_SCALE, token_ids=head.output.token_ids)
+    return tuple(target_ranks(logits, targets, head).tolist()), tuple(map(tuple, best))
 
 
 def _score_layers(

@@ -6,7 +6,8 @@ what the last stage, and every stage that keeps a tap, owes it has arrived. So a
 as the slowest stage, or as the way around divided by the stages, or as all that one core has to
 do, whichever is longest; and where stages are level, as the later of them.
 
-Stages of one core share it evenly. A part takes ``solo`` seconds where no other core is busy and
+Stages of one core share it evenly, and there a part takes longer (``shared``), because they drive
+each other out of its caches. A part takes ``solo`` seconds where no other core is busy and
 ``loaded`` where all are, because cores of one CPU share its memory; between, in proportion.
 """
 
@@ -28,19 +29,21 @@ class Turn:
     def __add__(self, other: "Turn") -> "Turn":
         return Turn(self.solo + other.solo, self.loaded + other.loaded)
 
-    def times(self, factor: float) -> "Turn":
-        """Work of ``factor`` times the size."""
-        return Turn(self.solo * factor, self.loaded * factor)
+    def between(self, load: float) -> float:
+        """Seconds where that share of the other cores is busy."""
+        return self.solo + (self.loaded - self.solo) * load
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
     """Stages that run by themselves.
 
-    ``turns``: each stage's work on one token, without the draft head. ``head``: stage 0's draft.
+    ``turns``: each stage's work on one token, without the draft head; ``wide``: on a level of
+    guesses. ``head``: stage 0's draft.
     ``places``: what each stage runs on; equal numbers share it. ``hop``: seconds from the end of a
     stage's work until the next may begin. ``returning``: stages after 0 that send something back.
-    ``spread``: measured durations of a turn over their median.
+    ``spread``: measured durations of a turn over their median. ``shared``: what work takes beside
+    another stage of the same core, over what it takes on a core of its own.
     """
 
     turns: tuple[Turn, ...]
@@ -49,6 +52,8 @@ class Flow:
     hop: float
     returning: tuple[int, ...]
     spread: tuple[float, ...] = (1.0,)
+    wide: tuple[Turn, ...] = ()
+    shared: Turn = Turn(1.0, 1.0)
 
 
 def hits_at(acceptance: float, count: int = TICKS) -> tuple[bool, ...]:
@@ -65,10 +70,12 @@ def tick_seconds(flow: Flow, hits: Sequence[bool]) -> float:
 
 def slowest(flow: Flow) -> float:
     """A quick bound: the busiest place under load, or the way around."""
-    turns = (flow.turns[0] + flow.head, *flow.turns[1:])
+    first, *others = flow.wide or flow.turns
+    turns = (first + flow.head, *others)
     busy = {p: 0.0 for p in flow.places}
     for place, turn in zip(flow.places, turns, strict=True):
-        busy[place] += turn.loaded
+        more = flow.shared.loaded if flow.places.count(place) > 1 else 1.0
+        busy[place] += turn.loaded * more
     around = (sum(turn.loaded for turn in turns) + len(turns) * flow.hop) / len(turns)
     return max(*busy.values(), around)
 
@@ -100,6 +107,7 @@ class _Stage:
     """Nodes done, when the next may begin, and what is left of the one at work (a share)."""
 
     turn: Turn
+    wide: Turn
     place: int
     done: int = 0
     left: float | None = None
@@ -111,8 +119,8 @@ class _Stage:
 class _Simulation:
     def __init__(self, flow: Flow, drafts: Sequence[bool]) -> None:
         self._flow, self._drafts_at = flow, drafts
-        pairs = zip(flow.turns, flow.places, strict=True)
-        self._stages = [_Stage(turn, place) for turn, place in pairs]
+        each = zip(flow.turns, flow.wide or flow.turns, flow.places, strict=True)
+        self._stages = [_Stage(turn, wide, place) for turn, wide, place in each]
         self._random = random.Random(_SEED)
         self._places = len(set(flow.places))
 
@@ -159,7 +167,7 @@ class _Simulation:
         for stage in working:
             crowd[stage.place] = crowd.get(stage.place, 0) + 1
         load = (len(crowd) - 1) / (self._places - 1) if self._places > 1 else 1.0
-        speeds = [1.0 / (self._seconds(stage, load) * crowd[stage.place]) for stage in working]
+        speeds = [1.0 / self._seconds(stage, load, crowd[stage.place]) for stage in working]
         ends = [now + (s.left or 0.0) / v for s, v in zip(working, speeds, strict=True)]
         end = min([until, *ends])
         for stage, speed, own in zip(working, speeds, ends, strict=True):
@@ -171,8 +179,11 @@ class _Simulation:
                 stage.handed.append(end + self._flow.hop)
         return end
 
-    def _seconds(self, stage: _Stage, load: float) -> float:
-        turn = stage.turn
-        if stage is self._stages[0] and self._drafts_at[stage.done]:
+    def _seconds(self, stage: _Stage, load: float, crowd: int) -> float:
+        """How long the node at work would take if all stayed as it is."""
+        drafted = self._drafts_at[stage.done]
+        turn = stage.wide if drafted else stage.turn
+        if stage is self._stages[0] and drafted:
             turn = turn + self._flow.head
-        return stage.factor * max(1e-9, turn.solo + (turn.loaded - turn.solo) * load)
+        seconds = stage.factor * max(1e-9, turn.between(load))
+        return seconds if crowd == 1 else seconds * crowd * self._flow.shared.between(load)

@@ -6,6 +6,7 @@ process, or the stages of one graph (``engine_times``).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from statistics import fmean, median
 from typing import Protocol
 
@@ -24,11 +25,16 @@ STAGE_0, LAST_STAGE, BOUNDARY = "stage 0", "last stage", "boundary"
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A pipeline to predict. ``taps``: depths that its head reads, the exit layer first."""
+    """A pipeline to predict. ``taps``: depths that its head reads, the exit layer first.
+
+    ``width``: guesses of a tick; ``leaves``: mean number of nodes behind which it drafts.
+    """
 
     split: tuple[int, ...]
     head: str
     taps: tuple[int, ...]
+    width: int = 1
+    leaves: float = 1.0
 
     @property
     def returning(self) -> tuple[int, ...]:
@@ -54,6 +60,10 @@ class Plain:
 class Times(Protocol):
     """What is known of a machine, for tokens at one mean cache length."""
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths for which ticks are known, 1 first."""
+
     def plain(self) -> tuple[Plain, ...]:
         """Plain decoding, one for each thread count or device; the preferred one first."""
 
@@ -68,20 +78,27 @@ class Times(Protocol):
 class ProcessTimes:
     """Stage processes on the cores of one machine (``cpu_times``).
 
-    ``alone``, ``busy``: the parts by number of stages, with one and with all of them at work; the
-    largest number stands for more. ``places``: core shares by number of stages.
+    ``alone``, ``busy``: the parts by number of stages and width, with one stage and with all of
+    them at work; the largest number stands for more. ``places``: core shares by number of stages.
     """
 
-    alone: dict[int, PartTimes]
-    busy: dict[int, PartTimes]
+    alone: dict[tuple[int, int], PartTimes]
+    busy: dict[tuple[int, int], PartTimes]
     boundary: Boundary
     places: dict[int, tuple[int, ...]]
     length: float
     decoding: tuple[Plain, ...]
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Those that are known for every number of stages."""
+        counts = {stages for stages, _ in self.busy}
+        every = {width for _, width in self.busy}
+        return tuple(w for w in sorted(every) if all((n, w) in self.busy for n in counts))
+
     def plain(self) -> tuple[Plain, ...]:
         """As measured, with what a runner adds to a stage's parts."""
-        extra = self.boundary.turn_alone
+        extra = max(0.0, self.boundary.turn_alone)
         return tuple(replace(each, seconds=each.seconds + extra) for each in self.decoding)
 
     def quick(self, setting: Setting) -> float:
@@ -98,37 +115,86 @@ class ProcessTimes:
 
     def flow(self, setting: Setting, *, free: str | None = None) -> Flow:
         """The stages of a setting as the simulation takes them."""
-        stages, split = len(setting.split), setting.split
-        alone, busy = _by_stages(self.alone, stages), _by_stages(self.busy, stages)
-        ends = (self.boundary.turn_alone, self.boundary.turn_busy)
-        extra = Turn(0.0, 0.0) if free == BOUNDARY else Turn(*ends)
-        last = stages - 1
+        stages, wide = len(setting.split), setting.width > 1
+        hop = 0.0 if free == BOUNDARY else self.boundary.hop
+        head = Turn()
+        if setting.head and free != STAGE_0:
+            scales = (scale for scale, _ in self._beyond())
+            both = (self._draft(some, setting) for some in (self.alone, self.busy))
+            head = Turn(*(each * scale for each, scale in zip(both, scales, strict=True)))
+        return Flow(
+            turns=self._turns(setting.split, 1, free),
+            head=head,
+            places=self.places[stages],
+            hop=hop,
+            returning=setting.returning,
+            spread=self.boundary.spread,
+            wide=self._turns(setting.split, setting.width, free) if wide else (),
+            shared=Turn(self.boundary.shared_alone, self.boundary.shared_busy),
+        )
+
+    def _turns(self, split: tuple[int, ...], width: int, free: str | None) -> tuple[Turn, ...]:
+        """Each stage's work on a level of that width."""
+        last = len(split) - 1
+        both = [_of(some, len(split), width) for some in (self.alone, self.busy)]
 
         def turn(stage: int) -> Turn:
             lm = stage == last and free != LAST_STAGE
-            each = (p.turn(split[stage], self.length, lm=lm) for p in (alone, busy))
-            return Turn(*each) + extra
+            return Turn(
+                *(
+                    scale * parts.turn(split[stage], self.length, lm=lm)
+                    + (0.0 if free == BOUNDARY else extra)
+                    for parts, (scale, extra) in zip(both, self._beyond(), strict=True)
+                )
+            )
 
-        head = Turn()
-        if setting.head and free != STAGE_0:
-            head = Turn(alone.head(setting.head), busy.head(setting.head))
-        return Flow(
-            turns=tuple(turn(s) for s in range(stages)),
-            head=head,
-            places=self.places[stages],
-            hop=0.0 if free == BOUNDARY else self.boundary.hop,
-            returning=setting.returning,
-            spread=self.boundary.spread,
-        )
+        return tuple(turn(s) for s in range(len(split)))
+
+    def _beyond(self) -> list[tuple[float, float]]:
+        """How a real stage's work differs from its parts, alone and busy: a factor, and seconds.
+
+        What it takes longer is the runner's, once for every stage. Where it took less, the parts
+        were timed beside something else, and all of them by the same share.
+        """
+        found = []
+        split, stages = self.boundary.split, min(count for count, _ in self.busy)
+        for some, extra in (
+            (self.alone, self.boundary.turn_alone),
+            (self.busy, self.boundary.turn_busy),
+        ):
+            parts = some[stages, 1]
+            turns = [
+                parts.turn(m, self.length, lm=s == len(split) - 1) for s, m in enumerate(split)
+            ]
+            scale = 1 + min(0.0, extra) / max(1e-9, fmean(turns))
+            found.append((max(0.1, scale), max(0.0, extra)))
+        return found
+
+    def _draft(self, some: dict[tuple[int, int], PartTimes], setting: Setting) -> float:
+        """Seconds of a draft behind the mean number of leaves, between two measured ones."""
+        stages = len(setting.split)
+        widths = self.widths if setting.leaves > 1 else (1,)
+        known = [(w, _of(some, stages, w).head(setting.head)) for w in widths]
+        return between(known, setting.leaves)
 
 
-def _by_stages(parts: dict[int, PartTimes], stages: int) -> PartTimes:
-    return parts[min(stages, max(parts))]
+def _of(parts: dict[tuple[int, int], PartTimes], stages: int, width: int) -> PartTimes:
+    most = max(count for count, _ in parts)
+    return parts[min(stages, most), width]
 
 
-def tokens_per_tick(stages: int, acceptance: float, *, width: int = 1) -> float:
-    """Expected tokens of a tick of a chain in steady state (arXiv 2509.19368)."""
-    assert width == 1, "trees are not predicted yet"
+def between(points: Sequence[tuple[float, float]], at: float) -> float:
+    """The value at ``at`` on the line through the two nearest points (x, y), in order of x; that
+    of the first or last point beyond them."""
+    for (low, before), (high, after) in pairwise(points):
+        if at <= high:
+            return before + max(0.0, (at - low) / (high - low)) * (after - before)
+    return points[-1][1]
+
+
+def tokens_per_tick(stages: int, acceptance: float) -> float:
+    """Expected tokens of a tick in steady state (arXiv 2509.19368); of a tree, if that share of the
+    tokens is among its guesses."""
     return 1 / (1 + (stages - 1) * (1 - acceptance))
 
 
@@ -143,9 +209,9 @@ def ticks_of(stages: int, hits: Sequence[bool]) -> int:
     return stages + sum(1 if hit else stages for hit in hits[:-1])
 
 
-def speed(stages: int, tick: float, texts: Sequence[Sequence[bool]]) -> float:
-    """Median tokens per second over answers with these guesses."""
-    return median(len(hits) / (ticks_of(stages, hits) * tick) for hits in texts if hits)
+def speed(tick: float, answers: Sequence[tuple[int, int]]) -> float:
+    """Median tokens per second over answers of so many tokens and ticks."""
+    return median(tokens / (ticks * tick) for tokens, ticks in answers)
 
 
 def acceptance_of(texts: Sequence[Sequence[bool]]) -> float:

@@ -1,6 +1,6 @@
 """Measures a machine with the bench that suits its devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ppsd_cli.calibration_records import Boundary, PartTimes, Timing
@@ -9,24 +9,34 @@ from ppsd_cli.model.head_files import HeadInfo
 from ppsd_cli.model.places import spec_of
 from ppsd_cli.model.random_weights import RANDOM_DEEP
 from ppsd_cli.model.spec import ModelSpec
-from ppsd_cli.runtime.engine import on_one_gpu
+from ppsd_cli.runtime.engine import on_one_gpu, serves_trees
 from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
 from ppsd_cli.runtime.placement import Costs, choose_split
 from ppsd_cli.tasks.calibrate.candidates import Layout
-from ppsd_cli.tasks.calibrate.cpu_times import ROUNDS, Group, fit_parts, time_group, time_plain
+from ppsd_cli.tasks.calibrate.cpu_times import (
+    ROUNDS,
+    WIDTHS,
+    Group,
+    fit_parts,
+    fit_wide,
+    time_group,
+    time_plain,
+)
 from ppsd_cli.tasks.calibrate.engine_times import (
     EngineBench,
     HeadSize,
     time_devices,
     time_steps,
 )
-from ppsd_cli.tasks.calibrate.forecast import Plain, ProcessTimes, Times
+from ppsd_cli.tasks.calibrate.forecast import Plain, ProcessTimes, Times, between
 from ppsd_cli.tasks.calibrate.layouts import core_places
 from ppsd_cli.tasks.calibrate.probe import probe_boundary
+from ppsd_cli.tasks.calibrate.shared_cores import WINDOWS, time_shared
 
 STAND_IN = RANDOM_DEEP
 """A head of random numbers: what a trained one of its size would take."""
 _LENGTHS = (64, 256, 768)
+Parts = dict[tuple[int, int], PartTimes]
 Found = tuple[Times, tuple[Timing, ...], tuple[PartTimes, ...], Boundary | None]
 
 
@@ -69,10 +79,21 @@ def measure_times(subject: Subject, step: Callable[[], None]) -> Found:
         )
     if on_one_gpu(devices):
         stages = sorted(subject.layout.devices)
-        steps, timings = time_steps(bench, layers=layers, stages=stages, heads=sizes)
+        steps, timings = time_steps(
+            bench, layers=layers, stages=stages, heads=sizes, widths=_engine_widths(subject)
+        )
         return steps, tuple(timings), (), None
-    times, timings = time_devices(bench, devices, layers=layers, heads=sizes)
+    times, timings = time_devices(
+        bench, devices, layers=layers, heads=sizes, widths=_engine_widths(subject)
+    )
     return times, tuple(timings), (), None
+
+
+def _engine_widths(subject: Subject) -> tuple[int, ...]:
+    """Widths that the engine of these devices serves, 1 first."""
+    devices = subject.layout.devices[max(subject.layout.devices)]
+    served = serves_trees(replace(subject.config, devices=devices))
+    return (1, *WIDTHS) if served else (1,)
 
 
 def windows(subject: Subject) -> int:
@@ -80,24 +101,68 @@ def windows(subject: Subject) -> int:
     if subject.layout.processes:
         groups = sum(group.windows for group in _groups(subject).values())
         plain = ROUNDS * len(subject.threads) * len(subject.lengths)
-        return groups + plain + 1
-    return 2 * (1 + len(subject.layout.devices)) + 2 * len(subject.head_names)
+        return groups + plain + 1 + (WINDOWS if _crowd(subject) else 0)
+    widths = len(_engine_widths(subject))
+    return 2 * (1 + len(subject.layout.devices)) * widths + 2 * len(subject.head_names)
 
 
 def _measure_processes(subject: Subject, step: Callable[[], None]) -> Found:
-    alone, busy, timings = {}, {}, []
+    alone: Parts = {}
+    busy: Parts = {}
+    timings: list[Timing] = []
     for stages, group in _groups(subject).items():
         found = time_group(group, step)
         timings += found
-        threads = group.config.threads
-        alone[stages] = fit_parts(found, threads=threads, busy=1)
-        busy[stages] = fit_parts(found, threads=threads, busy=group.config.stages)
+        for load, some in ((1, alone), (group.config.stages, busy)):
+            some[stages, 1] = fit_parts(found, threads=group.config.threads, busy=load)
+        for width in sorted({t.width for t in found} - {1}):
+            wide = _wide(subject, found, (alone[stages, 1], busy[stages, 1]), width)
+            alone[stages, width], busy[stages, width] = wide
     plain = time_plain(subject.config, subject.threads, subject.lengths, step)
     boundary = _probe(subject, alone, busy)
     step()
+    boundary = _with_shared(subject, boundary, step)
     places = {n: core_places(n) for n in subject.layout.devices}
     times = ProcessTimes(alone, busy, boundary, places, subject.length, _plains(subject, plain))
     return times, (*timings, *plain), (*alone.values(), *busy.values()), boundary
+
+
+def _wide(
+    subject: Subject, timings: Sequence[Timing], narrow: tuple[PartTimes, PartTimes], width: int
+) -> tuple[PartTimes, PartTimes]:
+    """The parts of a width, alone and busy. Heads are timed busy; alone they take so much less as
+    they do at width 1."""
+    stand_ins = _stand_ins(subject)
+    alone, busy = (fit_wide(timings, each, width, stand_ins) for each in narrow)
+    known = dict(alone.heads)
+    for name, seconds in busy.heads:
+        own, beside = (each.head(name) for each in narrow)
+        known.setdefault(name, seconds * own / beside if own < beside else seconds)
+    return replace(alone, heads=tuple(known.items())), busy
+
+
+def _stand_ins(subject: Subject) -> dict[str, str]:
+    """For each trained head the first one of its size, which is timed for it in trees."""
+    first: dict[object, str] = {}
+    return {
+        name: first.setdefault((info.kind, info.blocks, info.draft_vocabulary, info.taps), name)
+        for name, info in subject.heads
+    }
+
+
+def _crowd(subject: Subject) -> int | None:
+    """The fewest stages that share cores; None where all have their own."""
+    counts = sorted(subject.layout.devices)
+    return next((n for n in counts if len(set(core_places(n))) < n), None)
+
+
+def _with_shared(subject: Subject, boundary: Boundary, step: Callable[[], None]) -> Boundary:
+    stages = _crowd(subject)
+    if stages is None:
+        return boundary
+    config = replace(_even(subject, stages), threads=subject.layout.threads[stages])
+    found = time_shared(config, core_places(stages), round(subject.length), step)
+    return replace(boundary, shared_alone=found.alone, shared_busy=found.busy)
 
 
 def _groups(subject: Subject) -> dict[int, Group]:
@@ -109,7 +174,13 @@ def _groups(subject: Subject) -> dict[int, Group]:
             continue
         config = _even(subject, count)
         config = replace(config, threads=subject.layout.threads[stages])
-        found[stages] = Group(config, subject.head_names, subject.lengths)
+        found[stages] = Group(
+            config,
+            subject.head_names,
+            subject.lengths,
+            wide_heads=tuple(dict.fromkeys(_stand_ins(subject).values())),
+            wide_length=min(subject.lengths, key=lambda each: abs(each - subject.length)),
+        )
     return found
 
 
@@ -119,15 +190,15 @@ def _even(subject: Subject, stages: int) -> PipelineConfig:
     return replace(subject.config, split=split, devices=subject.config.devices[:1] * stages)
 
 
-def _probe(subject: Subject, alone: dict[int, PartTimes], busy: dict[int, PartTimes]) -> Boundary:
+def _probe(subject: Subject, alone: Parts, busy: Parts) -> Boundary:
     """A short run of the fewest stages, of nearly equal size, with raw exits."""
-    stages = min(alone)
+    stages = min(count for count, _ in alone)
     config = _even(subject, stages)
     if config.split[0] > 1:  # not the very split that may be checked later
         first, second, *rest = config.split
         config = replace(config, split=(first - 1, second + 1, *rest))
     config = replace(config, head=RAW_EXIT, threads=subject.layout.threads[stages])
-    return probe_boundary(config, subject.prompt, alone[stages], busy[stages])
+    return probe_boundary(config, subject.prompt, alone[stages, 1], busy[stages, 1])
 
 
 def _plains(subject: Subject, timings: list[Timing]) -> tuple[Plain, ...]:
@@ -135,18 +206,9 @@ def _plains(subject: Subject, timings: list[Timing]) -> tuple[Plain, ...]:
     found = []
     for threads in subject.threads:
         own = [t for t in timings if t.threads == threads]
-        found.append(Plain(threads, own[0].device, _at(own, subject.length)))
+        points = sorted((t.length, t.seconds) for t in own)
+        found.append(Plain(threads, own[0].device, between(points, subject.length)))
     return tuple(found)
-
-
-def _at(timings: list[Timing], length: float) -> float:
-    """Seconds at a length between two measured ones."""
-    points = sorted((t.length, t.seconds) for t in timings)
-    for (low, before), (high, after) in zip(points, points[1:], strict=False):
-        if length <= high:
-            share = max(0.0, (length - low) / (high - low))
-            return before + share * (after - before)
-    return points[-1][1]
 
 
 def _sizes(subject: Subject, spec: ModelSpec) -> list[HeadSize]:

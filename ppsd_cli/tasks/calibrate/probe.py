@@ -1,4 +1,4 @@
-"""One short run of a real pipeline, for what the parts' times do not show."""
+"""Short runs of a real pipeline, for what the parts' times do not show."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,10 +27,10 @@ def probe_boundary(
     with open_engine(config, processes=True) as engine:
         plain, drafting = EngineDecoder(engine, False), EngineDecoder(engine, True)
         plain.answer(prompt, replace(limits, max_new_tokens=_WARM))
-        one_by_one = plain.answer(prompt, limits)
+        one_by_one = _better(plain, prompt, limits, None)
         ids = one_by_one.token_ids
         drafting.answer(prompt, replace(limits, max_new_tokens=_WARM), ids)
-        together = drafting.answer(prompt, limits, ids)
+        together = _better(drafting, prompt, limits, ids)
     length = len(prompt) + TOKENS / 2
     token = one_by_one.decode_seconds / max(1, len(ids) - 1)
     spans, crowded = _spans(one_by_one, config.stages), _spans(together, config.stages)
@@ -43,6 +43,17 @@ def probe_boundary(
         ),
         split=config.split,
     )
+
+
+def _better(
+    decoder: EngineDecoder,
+    prompt: tuple[int, ...],
+    limits: Limits,
+    forced: tuple[int, ...] | None,
+) -> Answered:
+    """The faster of two runs, because other programs only slow one down."""
+    runs = [decoder.answer(prompt, limits, forced) for _ in range(2)]
+    return min(runs, key=lambda run: run.decode_seconds)
 
 
 def _spans(answered: Answered, stages: int) -> list[list[float]]:

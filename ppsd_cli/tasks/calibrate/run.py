@@ -37,7 +37,6 @@ from ppsd_cli.tasks.bench.faults import memory_errors
 from ppsd_cli.tasks.bench.measure import Asked, Course
 from ppsd_cli.tasks.bench.talk import Talk, user
 from ppsd_cli.tasks.calibrate.candidates import (
-    Guesser,
     Layout,
     Predictor,
     best_three,
@@ -51,11 +50,12 @@ from ppsd_cli.tasks.calibrate.exits import (
     score_exits,
 )
 from ppsd_cli.tasks.calibrate.forecast import Times
+from ppsd_cli.tasks.calibrate.guessers import Answer, Guesser
 from ppsd_cli.tasks.calibrate.measure_times import STAND_IN, Subject, measure_times, windows
 from ppsd_cli.tasks.calibrate.verdict import decide
 
-WIDTHS = (1,)
-"""Tokens that enter per tick: trees are timed, but not predicted yet."""
+WIDTHS = (1, 2, 4, 8, 16)
+"""Guesses of a tick that are compared, where their times are known."""
 
 
 class Meter(Protocol):
@@ -215,7 +215,11 @@ def guessers_of(job: Job, scores: Scores) -> list[Guesser]:
         Guesser.of(
             head.folder,
             tuple(tap.depth for tap in head.info.taps),
-            scores.heads[head.folder].hits,
+            scores.heads[head.folder].top,
+            [
+                Answer(text.answer, rows)
+                for text, rows in zip(scores.texts, scores.heads[head.folder].guesses, strict=True)
+            ],
         )
         for head in job.heads
     ]
@@ -245,7 +249,11 @@ def memory_of(job: Job, candidate: Candidate) -> tuple[DeviceMemory, ...]:
     sizes = {head.folder: (head.info.blocks, head.info.draft_vocabulary) for head in job.heads}
     blocks, vocabulary = sizes.get(candidate.head or "", (0, None))
     config = replace(
-        job.config, split=candidate.split, devices=candidate.devices, head=candidate.head
+        job.config,
+        split=candidate.split,
+        devices=candidate.devices,
+        head=candidate.head,
+        width=candidate.width,
     )
     return plan_memory(job.spec, config, blocks=blocks, draft_vocab=vocabulary)
 

@@ -43,7 +43,8 @@ def describe(candidate: Candidate, names: Mapping[str, str] | None = None) -> st
     if candidate.head is None:
         return f"split {split}"
     head = (names or {}).get(candidate.head, candidate.head)
-    return f"split {split} with {'a raw exit' if head == 'raw' else head}"
+    width = f", width {candidate.width}" if candidate.width > 1 else ""
+    return f"split {split} with {'a raw exit' if head == 'raw' else head}{width}"
 
 
 def limits(candidate: Candidate) -> str:

@@ -1,0 +1,120 @@
+"""Trees of guesses without a model: how a pipeline goes through an answer whose guesses are known.
+
+The rule is that of ``core.tree``. On the true text the guesses are those given for its positions;
+on any other text those of a position drawn at random, none of which is right. With one stage or
+two all leaves are true, so there nothing is drawn; with more, what a head says on a wrong text is
+the only thing that is not known (docs/trees.md compares it with real runs).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from ppsd_cli.core.events import Outcome
+from ppsd_cli.core.plan import Node
+from ppsd_cli.core.tree import Tree, best_children
+
+Guesses = Sequence[Sequence[tuple[int, float]]]
+"""For each token of an answer but the first its best guesses with their log shares, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What one tick fed: so many nodes, drafted behind so many leaves (0: a known token)."""
+
+    nodes: int
+    leaves: int
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """One answer: ticks from the prompt's last chunk to the last token, and its levels in order.
+
+    ``verified``: tokens that guesses had entered for; ``accepted``: those among these guesses.
+    """
+
+    ticks: int
+    levels: tuple[Level, ...]
+    verified: int
+    accepted: int
+
+
+class TreeSimulation:
+    """One answer's tree. False tokens are numbers below zero."""
+
+    def __init__(
+        self, rows: Guesses, tokens: Sequence[int], *, stages: int, width: int, random: Random
+    ) -> None:
+        """``rows`` for ``tokens[1:]``; of each the best ``width`` are used."""
+        self._rows, self._tokens, self._stages, self._width = rows, tokens, stages, width
+        self._random, self._tree, self._serial = random, Tree(), 0
+        self._true: dict[int, bool] = {}
+        self._last = len(tokens) - 1
+
+    def run(self) -> Course:
+        """Go to the last token."""
+        tokens = self._tokens
+        flying: list[list[Node]] = []
+        levels: list[Level] = []
+        self._tree.enter(self._node(0, None, None, 0.0, true=True))
+        self._tree.verify(0, tokens[0])
+        committed, tick, verified, accepted = 1, self._stages, 0, 0
+        while committed < len(tokens):
+            leaves = 0 if self._tree.due else len(self._tree.leaves)
+            flying.append(self._level())
+            levels.append(Level(len(flying[-1]), leaves if flying[-1] else 0))
+            tick += 1
+            if len(flying) < self._stages:
+                continue
+            for node in flying.pop(0):
+                if node.position >= len(tokens):
+                    continue
+                verdict = self._tree.verify(node.serial, tokens[node.position])
+                if verdict is not None:
+                    committed += 1
+                    verified += verdict.outcome is not Outcome.UNDRAFTED
+                    accepted += verdict.outcome is Outcome.ACCEPTED
+        return Course(tick, tuple(levels), verified, accepted)
+
+    def _level(self) -> list[Node]:
+        """The nodes that enter in this tick; position p is that of token p - 1 of the answer."""
+        tree = self._tree
+        position = tree.next_position()
+        if position > self._last:
+            return []
+        if tree.due is not None:
+            entering = [self._node(position, tree.due[1], None, 0.0, true=True)]
+        else:
+            entering = self._guesses()
+        for node in entering:
+            tree.enter(node)
+        return entering
+
+    def _guesses(self) -> list[Node]:
+        leaves = self._tree.leaves
+        offered = [self._offer(leaf) for leaf in leaves]
+        best = best_children(leaves, offered, self._width)
+        return [self._child(child.parent, child.token_id, child.score) for child in best]
+
+    def _child(self, parent: Node, token: int, score: float) -> Node:
+        position = parent.position + 1
+        true = self._true[parent.serial] and token == self._tokens[position - 1]
+        return self._node(position, token, parent.serial, score, true=true)
+
+    def _offer(self, leaf: Node) -> Sequence[tuple[int, float]]:
+        """The given guesses on a true text; on another, wrong ones with shares of elsewhere."""
+        if self._true[leaf.serial]:
+            return self._rows[leaf.position - 1][: self._width]
+        row = self._random.choice(self._rows)[: self._width]
+        return [(-1 - rank, share) for rank, (_, share) in enumerate(row)]
+
+    def _node(
+        self, position: int, token: int | None, parent: int | None, score: float, *, true: bool
+    ) -> Node:
+        node = Node(
+            self._serial, position, token, 1, drafted=parent is not None, final=True,
+            parent=parent, score=score,
+        )  # fmt: skip
+        self._true[self._serial] = true
+        self._serial += 1
+        return node
