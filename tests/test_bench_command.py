@@ -25,7 +25,7 @@ from ppsd_cli.model.stage import Output
 from ppsd_cli.model.weights import Checkpoint
 from ppsd_cli.runtime import front, worker
 from ppsd_cli.runtime.engine import open_engine
-from ppsd_cli.tasks.bench import contenders, decoders, pool, rounding
+from ppsd_cli.tasks.bench import contenders, decoders, measure, pool, rounding, trials
 from ppsd_cli.tasks.bench.decoders import EngineDecoder
 from ppsd_cli.tasks.bench.faults import memory_errors
 from ppsd_cli.tasks.bench.journal import Journal
@@ -80,6 +80,8 @@ def bench(capsys, monkeypatch, model, prompts, tmp_path) -> Bench:
     monkeypatch.setattr(
         pool, "open_engine", lambda config, **_processes: open_engine(config, processes=False)
     )
+    for module in (measure, trials):  # one thread: nothing to wait for between answers
+        monkeypatch.setattr(module, "settle", lambda: None)
     runner = Bench(capsys, monkeypatch, model)
     runner.prompts = prompts
     return runner

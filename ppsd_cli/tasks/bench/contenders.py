@@ -32,9 +32,9 @@ class Shapes:
     """The pipelines of a run.
 
     ``plain``: one stage. ``threads``: the counts to try for what runs in one process, the
-    preferred one first. ``chain``: PPSD's stages, with the head. ``bursts``: EESD's, one for each
-    head, the given head first. ``transformers``: None, or why it cannot run. ``tree_scale``: as
-    in ``core.plan.Request``.
+    preferred one first. ``chain``: PPSD's stages, with the head; those of trees are the same but
+    for the width. ``bursts``: EESD's, one for each head, the given head first. ``transformers``:
+    None, or why it cannot run. ``tree_scale``: as in ``core.plan.Request``.
     """
 
     plain: Shape
@@ -98,7 +98,8 @@ class Stable:
         elif contender.decoder == "ar" and len(contender.split) == 1:
             shape = self._shapes.plain
         else:
-            shape = self._shapes.chain
+            chain = self._shapes.chain
+            shape = replace(chain, config=replace(chain.config, width=contender.width))
         return shape.with_threads(contender.threads)
 
     def keep(self, contenders: list[Contender]) -> None:
