@@ -29,6 +29,7 @@ from ppsd_cli.tasks.bench import contenders, decoders, measure, pool, rounding, 
 from ppsd_cli.tasks.bench.decoders import EngineDecoder
 from ppsd_cli.tasks.bench.faults import memory_errors
 from ppsd_cli.tasks.bench.journal import Journal
+from ppsd_cli.tasks.bench.measure import Measurement
 from ppsd_cli.tasks.bench.reference import TransformersDecoder
 
 SCHEMA = json.loads((Path(ppsd_cli.__file__).parent / "data" / "schema" / "bench.json").read_text())
@@ -456,6 +457,23 @@ def test_an_interrupted_run_without_a_journal_has_one_nevertheless(bench, monkey
     assert f"--resume {journal}" in result.err
     assert "ppsd" in result.out
     assert bench.bench("--resume", str(journal)).code == 0
+
+
+def test_a_run_that_is_stopped_before_its_first_answer_leaves_no_journal(
+    bench, monkeypatch, tmp_path
+):
+    """In the warm-up, of a contender whose peak memory is known already."""
+
+    def stop(_self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(pool.Loaded, "peak_memory", lambda _self: 1 << 20)
+    monkeypatch.setattr(Measurement, "_warm_up", stop)
+    result = bench.bench("--json")
+    assert result.code == 130
+    assert "--resume" not in result.err
+    assert json.loads(result.out)["incomplete"]
+    assert list((tmp_path / "cache").rglob("*.jsonl")) == []
 
 
 def test_a_stage_that_fails_ends_the_run_but_keeps_its_answers(bench, monkeypatch, tmp_path):

@@ -156,13 +156,14 @@ def test_bench_of_widths_and_fixed_acceptance(bench):
     assert wide["tokens_per_tick"] > chain["tokens_per_tick"]
 
 
-def answers_of(monkeypatch, changed=lambda decoder, found: found):
+def answers_of(monkeypatch, changed=None):
     """Notes every answer's decoder and forced guesses; ``changed`` may replace what it gave."""
     right, notes = EngineDecoder.answer, []
 
     def answer(self, prompt, limits, forced=None):
         notes.append((self, forced))
-        return changed(self, right(self, prompt, limits, forced))
+        found = right(self, prompt, limits, forced)
+        return found if changed is None else changed(self, found)
 
     monkeypatch.setattr(EngineDecoder, "answer", answer)
     return notes
