@@ -18,7 +18,7 @@ from ppsd_cli.model.head_files import read_info
 from ppsd_cli.model.places import random_model
 from ppsd_cli.model.random_weights import RANDOM_BLOCK, RANDOM_DEEP
 from ppsd_cli.runtime.children import allowed_cores
-from ppsd_cli.runtime.engine import default_threads
+from ppsd_cli.runtime.engine import check_engine, default_threads
 from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
 from ppsd_cli.tasks.bench.contenders import Shapes
 from ppsd_cli.tasks.bench.environment import environment
@@ -62,6 +62,8 @@ def prepare(
     widest = max(options.widths, default=None)
     plan = make_plan(choice, replace(flags, decoder="ppsd", width=widest), say)
     shapes = _shapes(choice, flags, plan)
+    for shape in shapes.bursts:
+        check_engine(shape.config, draft_length=options.draft_length or 0)
     talk = _talk(plan, options)
     limits = Limits(
         flags.max_new_tokens or DEFAULT_NEW_TOKENS,

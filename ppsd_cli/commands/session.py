@@ -186,7 +186,8 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
         threads=settings.threads or default_threads(len(split)),
         width=(settings.width or 1) if decoder == "ppsd" else 1,
     )
-    check_engine(config)
+    draft_length = (settings.draft_length or DEFAULT_DRAFT_LENGTH) if decoder == "eesd" else 0
+    check_engine(config, draft_length=draft_length)
     reason = reason or profile_reason(flags, profile, decoder)
     notes = [f"decoder {decoder}: {reason}"] if reason else []
     notes += machine_notes(profile, devices)
@@ -208,7 +209,7 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
         head_name=head if head is None or head in UNTRAINED else Path(head).name,
         eos_ids=frozenset(read_eos_ids(files.folder) if real else ()),
         notes=tuple(notes),
-        draft_length=(settings.draft_length or DEFAULT_DRAFT_LENGTH) if decoder == "eesd" else 0,
+        draft_length=draft_length,
     )
 
 

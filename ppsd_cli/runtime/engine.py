@@ -16,6 +16,7 @@ from ppsd_cli.core.schedule import Limits, Schedule
 from ppsd_cli.errors import ConfigError, ResourceError
 from ppsd_cli.model.places import spec_of
 from ppsd_cli.runtime.children import allowed_cores
+from ppsd_cli.runtime.cuda.tiles import MOST_GUESSES
 from ppsd_cli.runtime.pipeline import PipelineConfig, local_runner
 from ppsd_cli.runtime.processes import spawn_runner
 from ppsd_cli.runtime.torchrun import is_torchrun, joined_runner
@@ -102,12 +103,29 @@ def open_engine(config: PipelineConfig, *, processes: bool, port: int | None = N
     return Engine(config, local_runner(config))
 
 
-def check_engine(config: PipelineConfig) -> None:
-    """ConfigError for what the engine of these devices does not serve yet."""
-    if config.width > 1 and has_graphs(config) and not is_torchrun():
+def check_engine(config: PipelineConfig, *, draft_length: int = 0) -> None:
+    """ConfigError for what the engine of these devices does not serve, before anything loads.
+
+    ``draft_length``: guesses of a burst (EESD), 0 for other decoders.
+    """
+    if is_torchrun() or not has_graphs(config):
+        return
+    if config.width > 1:
         raise ConfigError(
             f"--width {config.width}: trees do not run on the CUDA engine yet; "
             "use --width 1, or --devices cpu"
+        )
+    if not draft_length:
+        return
+    if draft_length > MOST_GUESSES:
+        raise ConfigError(
+            f"--draft-length {draft_length}: on a GPU one burst verifies at most "
+            f"{MOST_GUESSES} guesses; choose 1 to {MOST_GUESSES}"
+        )
+    if len({torch.device(name) for name in config.devices}) > 1:
+        raise ConfigError(
+            f"--decoder eesd on {', '.join(config.devices)}: its stages take turns, so it runs on "
+            f"one GPU; use --devices {config.devices[0]}"
         )
 
 

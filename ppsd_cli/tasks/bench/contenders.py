@@ -10,6 +10,7 @@ from itertools import zip_longest
 
 from ppsd_cli.bench_records import Contender
 from ppsd_cli.errors import AssetError, PpsdError, ResourceError
+from ppsd_cli.runtime.engine import check_engine
 from ppsd_cli.tasks.bench.decoders import Decoder, EngineDecoder
 from ppsd_cli.tasks.bench.forced import (
     DRAFT_LENGTHS,
@@ -196,6 +197,7 @@ class Stable:
         """Adds to ``found``, so that one head stays where the next cannot be loaded."""
         lengths = (wish.draft_length,) if wish.draft_length else DRAFT_LENGTHS
         for shape in self._shapes.bursts:
+            check_engine(shape.config, draft_length=max(lengths))
             tried = replace(_contender("eesd", "eesd", shape, exact=False), draft_length=lengths[0])
             if found:
                 tried = replace(tried, threads=found[0].threads)
