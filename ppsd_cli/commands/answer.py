@@ -5,13 +5,12 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
-
-from rich.console import Console
+from typing import Any
 
 from ppsd_cli.assets.tokenizer import load_tokenizer
+from ppsd_cli.commands.answer_options import AnswerOptions, check_options
+from ppsd_cli.commands.answer_view import View, answer_view
 from ppsd_cli.commands.prompts import PromptSource, check_length, encode_prompt, read_prompt
 from ppsd_cli.commands.report import answer_report
 from ppsd_cli.commands.session import ModelChoice, Plan, make_plan, start_engine
@@ -21,30 +20,13 @@ from ppsd_cli.core.events import Committed, Event, Finished, FinishReason, Ticke
 from ppsd_cli.core.plan import Sampling
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.core.stats import StatsBuilder
-from ppsd_cli.errors import ConfigError, PpsdError
-from ppsd_cli.files import check_writable, replace_bytes
+from ppsd_cli.errors import PpsdError
+from ppsd_cli.files import replace_bytes
 from ppsd_cli.runtime.engine import Drafting, Engine
 from ppsd_cli.runtime.torchrun import is_torchrun, is_worker, join_warnings, serve_worker
-from ppsd_cli.ui.live import LiveView, PlainLines
 from ppsd_cli.ui.summary import final_line
-from ppsd_cli.ui.text import TextStream, escape_controls
+from ppsd_cli.ui.text import TextStream
 from ppsd_cli.ui.trace import TraceWriter
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerOptions:
-    """Flags of ``generate`` that concern one answer and its output."""
-
-    seed: int = 0
-    stops: tuple[str, ...] = ()
-    ignore_eos: bool = False
-    json: bool = False
-    timeline: bool | None = None
-    trace: Path | None = None
-    output: Path | None = None
-    quiet: bool = False
-    raw: bool = False
-    port: int | None = None
 
 
 @dataclass(slots=True)
@@ -75,31 +57,11 @@ class Answer:
         return (len(self.token_ids) - 1) / (self.last - self.first)
 
 
-class View(Protocol):
-    """Something that shows events and the text that they made certain."""
-
-    def handle(self, event: Event, text: str | None = None) -> None:
-        """Take one event."""
-
-
-class PlainView:
-    """The answer as plain text on stdout, and nothing else."""
-
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self._write = write
-
-    def handle(self, event: Event, text: str | None = None) -> None:
-        """Write the text."""
-        del event
-        if text:
-            self._write(text)
-
-
 def run_generate(
     choice: ModelChoice, flags: Settings, source: PromptSource, options: AnswerOptions
 ) -> int:
     """The whole command; returns the exit code."""
-    _check_outputs(options)
+    check_options(options)
     say = _teller(options)
     with Signals():
         try:
@@ -167,7 +129,7 @@ def _answer(
         ),
         options.stops,
     )
-    with _view(plan, options) as view:
+    with answer_view(plan, options) as view:
         try:
             _follow(answer, events, stream, view, trace)
         except PpsdError as error:
@@ -214,61 +176,6 @@ def _follow(
                 break
 
 
-@contextlib.contextmanager
-def _view(plan: Plan, options: AnswerOptions) -> Iterator[View]:
-    """The view that flags and streams ask for."""
-    terminal = sys.stdout.isatty()
-    drawn = options.timeline if options.timeline is not None else terminal and not options.quiet
-    if options.json or options.output is not None:
-        drawn = bool(options.timeline)
-        terminal = False
-    parts = [plan.config.part(s) for s in range(plan.config.stages)]
-    layers = tuple((part.first, part.last) for part in parts)
-    shown: dict[str, Any] = {
-        "layers": layers,
-        "drafting": plan.decoder != "ar",
-        "width": plan.config.width,
-    }
-    if drawn and terminal:
-        with LiveView(Console(), clock=perf_counter, **shown) as live:
-            yield live
-        return
-    plain = PlainView(_writer(options, terminal=terminal))
-    if drawn:
-        console = Console(stderr=True)
-        with PlainLines(console, clock=perf_counter, **shown) as lines:
-            yield _Both(plain, lines)
-    else:
-        yield plain
-    if not options.json and options.output is None:
-        _writer(options, terminal=terminal)("\n")
-
-
-class _Both:
-    """Two views at once."""
-
-    def __init__(self, *views: View) -> None:
-        self._views = views
-
-    def handle(self, event: Event, text: str | None = None) -> None:
-        """Take one event to each."""
-        for view in self._views:
-            view.handle(event, text)
-
-
-def _writer(options: AnswerOptions, *, terminal: bool) -> Callable[[str], None]:
-    """How text gets to stdout; nowhere where a file or JSON takes it."""
-    if options.json or options.output is not None:
-        return lambda _: None
-    escape = escape_controls if terminal and not options.raw else str
-
-    def write(text: str) -> None:
-        sys.stdout.write(escape(text))
-        sys.stdout.flush()
-
-    return write
-
-
 def _save(answer: Answer, plan: Plan, options: AnswerOptions, say: Callable[[str], None]) -> None:
     """Files, JSON and the closing line."""
     text = "".join(answer.text)
@@ -299,15 +206,6 @@ def _sampling(settings: Settings, seed: int) -> Sampling:
         min_p=settings.min_p or 0.0,
         seed=seed,
     )
-
-
-def _check_outputs(options: AnswerOptions) -> None:
-    """Whatever will be written must be writable before anything is computed."""
-    for path in (options.output, options.trace):
-        if path is not None:
-            check_writable(path)
-    if options.json and options.raw:
-        raise ConfigError("--json and --raw: JSON is always escaped; drop --raw")
 
 
 def _teller(options: AnswerOptions) -> Callable[[str], None]:

@@ -90,7 +90,8 @@ def generate(  # noqa: PLR0913 (one parameter a flag)
 ) -> None:
     """Answer one prompt: exactly the model's own tokens, from all stages at once."""
     del debug  # read by cli.main
-    from ppsd_cli.commands.answer import AnswerOptions, run_generate
+    from ppsd_cli.commands.answer import run_generate
+    from ppsd_cli.commands.answer_options import AnswerOptions
     from ppsd_cli.commands.prompts import PromptSource
     from ppsd_cli.commands.session import ModelChoice
     from ppsd_cli.config import Settings, parse_devices, parse_split
