@@ -1,18 +1,16 @@
 """One answer: run it, show it, report it."""
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
 from ppsd_cli.assets.tokenizer import load_tokenizer
 from ppsd_cli.commands.answer_options import AnswerOptions, check_options
-from ppsd_cli.commands.answer_view import View, answer_view
+from ppsd_cli.commands.answer_output import Answer, AnswerOutput
+from ppsd_cli.commands.answer_view import View
 from ppsd_cli.commands.prompts import PromptSource, check_length, encode_prompt, read_prompt
-from ppsd_cli.commands.report import answer_report
 from ppsd_cli.commands.session import ModelChoice, Plan, make_plan, start_engine
 from ppsd_cli.commands.signals import Interrupted, Signals
 from ppsd_cli.config import DEFAULT_MAX_NEW_TOKENS, DEFAULT_TREE_SCALE, Settings
@@ -21,40 +19,10 @@ from ppsd_cli.core.plan import Sampling
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.core.stats import StatsBuilder
 from ppsd_cli.errors import PpsdError
-from ppsd_cli.files import replace_bytes
 from ppsd_cli.runtime.engine import Drafting, Engine
 from ppsd_cli.runtime.torchrun import is_torchrun, is_worker, join_warnings, serve_worker
-from ppsd_cli.ui.summary import final_line
 from ppsd_cli.ui.text import TextStream
 from ppsd_cli.ui.trace import TraceWriter
-
-
-@dataclass(slots=True)
-class Answer:
-    """What one run gave; times in seconds of the monotonic clock."""
-
-    prompt_tokens: int
-    stats: StatsBuilder
-    token_ids: list[int] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
-    reason: FinishReason = FinishReason.FAILED
-    began: float = 0.0
-    first: float | None = None
-    last: float | None = None
-    error: PpsdError | None = None
-    signal: Interrupted | None = None
-
-    def stamp(self, seconds: float) -> None:
-        """A token was final at this time: the boundary at which its target arrived."""
-        self.last = seconds
-        self.first = self.first or seconds
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """Decoding speed: tokens after the first, over the time since it."""
-        if self.first is None or self.last is None or self.last <= self.first:
-            return None
-        return (len(self.token_ids) - 1) / (self.last - self.first)
 
 
 def run_generate(
@@ -84,7 +52,8 @@ def _run(
         return 0
     for note in (*plan.notes, *(join_warnings() if is_torchrun() else ())):
         say(note)
-    loading = start_engine(plan, options.port)
+    output = AnswerOutput(plan, options, say)
+    loading = start_engine(plan, options.port, on_frozen=output.frozen)
     try:
         tokenizer = load_tokenizer(plan.files.folder)
         prompt_ids = encode_prompt(tokenizer, prompt, source)
@@ -94,8 +63,8 @@ def _run(
             loading.result().close()
         raise
     with loading.result() as engine:
-        answer = _answer(engine, plan, tokenizer, prompt_ids, options)
-    _save(answer, plan, options, say)
+        answer = _answer(engine, plan, tokenizer, prompt_ids, options, output)
+    output.write(answer)
     return _exit_code(answer)
 
 
@@ -105,6 +74,7 @@ def _answer(
     tokenizer: Any,
     prompt_ids: tuple[int, ...],
     options: AnswerOptions,
+    output: AnswerOutput,
 ) -> Answer:
     """Decode and show one answer. An error or signal ends it; what was committed is kept."""
     settings = plan.settings
@@ -121,41 +91,34 @@ def _answer(
             tree_scale=settings.tree_scale or DEFAULT_TREE_SCALE,
         ),
     )
-    answer = Answer(len(prompt_ids), StatsBuilder(engine.runner.stages))
-    trace = TraceWriter(engine.runner.stages) if options.trace is not None else None
+    stages = engine.runner.stages
+    trace = TraceWriter(stages) if options.trace is not None else None
+    answer = Answer(len(prompt_ids), StatsBuilder(stages), trace)
     stream = TextStream(
         lambda ids: tokenizer.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         ),
         options.stops,
     )
-    with answer_view(plan, options) as view:
+    with output.showing(answer) as view:
         try:
-            _follow(answer, events, stream, view, trace)
+            _follow(answer, events, stream, view)
         except PpsdError as error:
             answer.error = error
         except Interrupted as signal:
             answer.signal, answer.reason = signal, FinishReason.INTERRUPTED
-    if trace is not None and options.trace is not None:
-        trace.write(options.trace)
     return answer
 
 
-def _follow(
-    answer: Answer,
-    events: Iterator[Event],
-    stream: TextStream,
-    view: View,
-    trace: TraceWriter | None,
-) -> None:
+def _follow(answer: Answer, events: Iterator[Event], stream: TextStream, view: View) -> None:
     """Take every event to the figures, the view and the trace, until the answer ends."""
     answer.began = perf_counter()
     fresh = False
     with contextlib.closing(events) as closing:  # type: ignore[type-var]
         for event in closing:
             answer.stats.add(event)
-            if trace is not None:
-                trace.add(event)
+            if answer.trace is not None:
+                answer.trace.add(event)
             text = None
             if isinstance(event, Committed):
                 fresh = True
@@ -174,22 +137,6 @@ def _follow(
                 answer.reason = FinishReason.STOP
                 answer.stamp(perf_counter())
                 break
-
-
-def _save(answer: Answer, plan: Plan, options: AnswerOptions, say: Callable[[str], None]) -> None:
-    """Files, JSON and the closing line."""
-    text = "".join(answer.text)
-    if options.output is not None:
-        replace_bytes(options.output, text.encode())
-    stats = answer.stats.snapshot()
-    if options.json:
-        report = answer_report(answer, stats, plan, text, seed=options.seed)
-        sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n")
-        sys.stdout.flush()
-    elif answer.error is None:
-        speed = answer.tokens_per_second
-        width = plan.config.width
-        say(final_line(stats, decoder=plan.decoder, tokens_per_second=speed, width=width))
 
 
 def _exit_code(answer: Answer) -> int:

@@ -294,9 +294,16 @@ def context_of(settings: Settings, spec: ModelSpec) -> int:
     return settings.context
 
 
-def start_engine(plan: Plan, port: int | None) -> "Future[Engine]":
-    """Load the stages in the background, while the caller reads the tokenizer."""
+def start_engine(
+    plan: Plan, port: int | None, *, on_frozen: Callable[[str], None]
+) -> "Future[Engine]":
+    """Load the stages in the background, while the caller reads the tokenizer.
+
+    ``on_frozen``: see ``open_engine``.
+    """
     pool = ThreadPoolExecutor(1, thread_name_prefix="ppsd-load")
-    future = pool.submit(open_engine, plan.config, processes=plan.processes, port=port)
+    future = pool.submit(
+        open_engine, plan.config, processes=plan.processes, port=port, on_frozen=on_frozen
+    )
     pool.shutdown(wait=False)
     return future

@@ -1,7 +1,7 @@
 """The engine that commands use: a runner for the chosen stages, and answers from it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import TracebackType
@@ -19,6 +19,7 @@ from ppsd_cli.runtime.children import allowed_cores
 from ppsd_cli.runtime.cuda.tiles import MOST_GUESSES
 from ppsd_cli.runtime.pipeline import PipelineConfig, local_runner
 from ppsd_cli.runtime.processes import spawn_runner
+from ppsd_cli.runtime.store_watch import leave
 from ppsd_cli.runtime.torchrun import is_torchrun, joined_runner
 
 
@@ -90,10 +91,19 @@ class Engine:
         self.close()
 
 
-def open_engine(config: PipelineConfig, *, processes: bool, port: int | None = None) -> Engine:
-    """Load the stages: joined under torchrun, one process each, or all in this process."""
+def open_engine(
+    config: PipelineConfig,
+    *,
+    processes: bool,
+    port: int | None = None,
+    on_frozen: Callable[[str], None] = leave,
+) -> Engine:
+    """Load the stages: joined under torchrun, one process each, or all in this process.
+
+    ``on_frozen`` is for torchrun alone; see ``joined_runner``.
+    """
     if is_torchrun():
-        return Engine(config, joined_runner(config))
+        return Engine(config, joined_runner(config, on_frozen=on_frozen))
     if processes:
         return Engine(config, spawn_runner(config, port=port))
     if has_graphs(config):
