@@ -156,12 +156,18 @@ def test_both_heads_of_eesd_stay_in_the_json(bench, tmp_path, model):
     save_random_head(model, tmp_path / "block", (3,))
     profile = tmp_path / "two.yaml"
     profile.write_text(f"name: two\nmodel: {bench.model}\nheads: [deep, block]\n")
-    data = bench.data("--profile", str(profile), "--decoders", "eesd", "--draft-length", "2")
+    page = tmp_path / "page.html"
+    args = ("--profile", str(profile), "--decoders", "eesd", "--report", str(page))
+    data = bench.data(*args, "--draft-length", "2")
     assert data["decoders"]["eesd-2"]["head"] == "deep"
     assert data["decoders"]["eesd-2 block"]["head"] == "block"
     printed = [each["printed"] for each in data["decoders"].values()]
     assert printed[0]
     assert sorted(printed[1:]) == [False, True]
+    for text in (json.dumps(data), page.read_text()):
+        assert "prompts.jsonl" in text
+        for folder in (tmp_path, model, Path.home()):
+            assert f"{folder}/" not in text, "folders of this machine are no part of a report"
 
 
 def save_random_head(model: Path, folder: Path, depths: tuple[int, ...]) -> None:
