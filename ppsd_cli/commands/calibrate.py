@@ -9,9 +9,11 @@ import typer
 from ppsd_cli.commands import options
 
 _WHAT, _OUTPUT = "Measuring", "Output"
+_WITH_SHOW = ("--json", "--plot", "--quiet", "--debug")
 
 
 def calibrate(  # noqa: PLR0913 (one parameter a flag)
+    ctx: typer.Context,
     model: options.Model = None,
     show: Annotated[
         str | None,
@@ -83,6 +85,7 @@ def calibrate(  # noqa: PLR0913 (one parameter a flag)
     from ppsd_cli.config import Settings, parse_devices
 
     if show is not None:
+        options.refuse_beside(ctx, "--show", _WITH_SHOW)
         show_profile(show, json_output=json_output, plot=plot)
         return
     code = run_calibrate(

@@ -1,8 +1,11 @@
 """Options that several commands share, as annotated types."""
 
+from collections.abc import Collection
 from typing import Annotated
 
 import typer
+
+from ppsd_cli.errors import ConfigError
 
 _MODEL, _PIPE, _TOKENS = "Model", "Pipeline", "Choosing tokens"
 
@@ -135,3 +138,21 @@ Seed = Annotated[
 Debug = Annotated[
     bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Output")
 ]
+
+
+def refuse_beside(ctx: typer.Context, flag: str, allowed: Collection[str]) -> None:
+    """ConfigError where a command line has more beside ``flag`` than what is ``allowed``.
+
+    What an environment variable says does not count: it is not meant for this one command.
+    """
+    given = [
+        parameter.opts[0]
+        for parameter in ctx.command.params
+        if getattr(ctx.get_parameter_source(str(parameter.name)), "name", "") == "COMMANDLINE"
+    ]
+    others = [name for name in given if name != flag and name not in allowed]
+    if others:
+        verb = "has" if len(others) == 1 else "have"
+        raise ConfigError(
+            f"{', '.join(others)} {verb} no meaning with {flag}; drop one or the other"
+        )
