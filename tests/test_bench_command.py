@@ -30,6 +30,7 @@ from ppsd_cli.tasks.bench.decoders import EngineDecoder
 from ppsd_cli.tasks.bench.faults import memory_errors
 from ppsd_cli.tasks.bench.journal import Journal
 from ppsd_cli.tasks.bench.measure import Measurement
+from ppsd_cli.tasks.bench.memory import GpuMeter
 from ppsd_cli.tasks.bench.reference import TransformersDecoder
 
 SCHEMA = json.loads((Path(ppsd_cli.__file__).parent / "data" / "schema" / "bench.json").read_text())
@@ -149,6 +150,50 @@ def test_stage_processes_and_their_memory(bench, monkeypatch):
         assert figures["identical"] == figures["answers"]
         assert figures["peak_memory"] > 50 << 20
     assert data["decoders"]["naive-split"]["tokens_per_tick"] < 0.7
+
+
+class Allocator:
+    """The GPU's memory as torch counts it, in bytes."""
+
+    def __init__(self, patch) -> None:
+        self.used, self.highest = 1000, 1000  # something else is there
+        patch.setattr(torch.cuda, "memory_allocated", lambda _device: self.used)
+        patch.setattr(torch.cuda, "max_memory_allocated", lambda _device: self.highest)
+        patch.setattr(torch.cuda, "reset_peak_memory_stats", self.reset)
+
+    def reset(self, _device) -> None:
+        self.highest = self.used
+
+    def take(self, stays: int, passing: int) -> None:
+        """Bytes that stay, and bytes that are needed for a while beside them."""
+        self.used += stays
+        self.highest = max(self.highest, self.used + passing)
+
+
+@pytest.mark.parametrize(("loading", "peak"), [(300, 800), (30, 500 + 70 + 40)])
+def test_gpu_memory_counts_from_before_loading(bench, monkeypatch, loading, peak):
+    """Graphs and buffers that the first answer makes stay, and are the contender's."""
+    gpu, warm = Allocator(monkeypatch), []
+    right_load, right_answer = pool.open_engine, EngineDecoder.answer
+
+    def load(config, **options):
+        gpu.take(500, loading)
+        return right_load(config, **options)
+
+    def answer(self, prompt, limits, forced=None):
+        first = self.engine.runner not in warm
+        warm.append(self.engine.runner)
+        gpu.take(70 if first else 0, 40 if first else 20)
+        return right_answer(self, prompt, limits, forced)
+
+    monkeypatch.setattr(pool, "open_engine", load)
+    monkeypatch.setattr(EngineDecoder, "answer", answer)
+    monkeypatch.setattr(pool, "GpuMeter", lambda _devices: GpuMeter(["cuda:0"]))
+    figures = bench.data("--limit", "1", tokens=4)["decoders"]
+    assert {name: each["peak_memory"] for name, each in figures.items()} == {
+        "ar": peak,
+        "ppsd": peak,
+    }
 
 
 def test_both_heads_of_eesd_stay_in_the_json(bench, tmp_path, model):

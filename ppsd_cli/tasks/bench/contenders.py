@@ -11,7 +11,7 @@ from itertools import zip_longest
 from ppsd_cli.bench_records import Contender
 from ppsd_cli.errors import AssetError, PpsdError, ResourceError
 from ppsd_cli.runtime.engine import check_engine
-from ppsd_cli.tasks.bench.decoders import Decoder, EngineDecoder
+from ppsd_cli.tasks.bench.decoders import Decoder, EngineDecoder, Metered
 from ppsd_cli.tasks.bench.forced import (
     DRAFT_LENGTHS,
     best_draft_length,
@@ -88,7 +88,8 @@ class Stable:
             width=contender.width,
             tree_scale=self._shapes.tree_scale,
         )
-        return Rival(contender, decoder, loaded, plain)
+        metered = [Metered(each, loaded.meter) for each in (decoder, plain)]
+        return Rival(contender, metered[0], loaded, metered[1])
 
     def shape(self, contender: Contender) -> Shape:
         """The pipeline of one of our own contenders."""
@@ -215,12 +216,13 @@ class Stable:
             return
         contender = _contender(name, name, self._shapes.plain, exact=False)
         try:
-            decoder = self.open(contender).decoder
+            rival = self.open(contender)
         except (AssetError, ResourceError) as error:
             decision.skipped.append((name, str(error)))
             return
-        assert isinstance(decoder, TransformersDecoder)
-        reason = refusal(decoder, probe.prompts[0], replace(probe.limits, max_new_tokens=4))
+        limits = replace(probe.limits, max_new_tokens=4)
+        kind = type(rival.loaded.thing).__name__
+        reason = refusal(rival.decoder, probe.prompts[0], limits, kind=kind)
         if reason is not None:
             decision.skipped.append((name, reason))
             return
@@ -265,7 +267,7 @@ class Stable:
         exit_layer = self._shapes.chain.config.split[0]
         early = exit_layer if contender.decoder == "hf-early-exit" else None
         decoder = TransformersDecoder(loaded.thing, early, contender.threads or config.threads)
-        return Rival(contender, decoder, loaded)
+        return Rival(contender, Metered(decoder, loaded.meter), loaded)
 
 
 def _contender(name: str, decoder: str, shape: Shape, *, exact: bool) -> Contender:

@@ -7,7 +7,7 @@ from ppsd_cli.bench_records import Contender, Difference, Key, Question, Sample
 from ppsd_cli.core.events import Event
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.tasks.bench.contenders import Rival
-from ppsd_cli.tasks.bench.decoders import Answered, Forced, plain_logits
+from ppsd_cli.tasks.bench.decoders import Forced, plain_logits
 from ppsd_cli.tasks.bench.forced import forced_drafts, forced_tree
 from ppsd_cli.tasks.bench.gates import first_difference
 from ppsd_cli.tasks.bench.journal import Journal
@@ -134,9 +134,7 @@ class Measurement:
     def _measure(self, rival: Rival, key: Key, prompt: tuple[int, ...]) -> Sample:
         contender = rival.contender
         forced = self._forced(rival, key, prompt)
-        answered: Answered = rival.loaded.meter.running(
-            lambda: rival.decoder.answer(prompt, self._course.limits, forced)
-        )
+        answered = rival.decoder.answer(prompt, self._course.limits, forced)
         if contender.name == "ppsd" and not self.grid_events:
             self.grid_events = answered.events
         return Sample(
