@@ -13,7 +13,7 @@ import pytest
 from cli_model import Ppsd, save_cli_model
 
 import ppsd_cli
-from ppsd_cli.commands import answer_output, session
+from ppsd_cli.commands import answer, answer_output
 from ppsd_cli.core.plan import Plan
 from ppsd_cli.runtime.engine import Engine
 from ppsd_cli.runtime.pipeline import local_runner
@@ -71,7 +71,7 @@ def freeze(monkeypatch):
         def open_engine(config, *, on_frozen, **_options):
             return Engine(config, Freezing(local_runner(config), ticks, on_frozen))
 
-        monkeypatch.setattr(session, "open_engine", open_engine)
+        monkeypatch.setattr(answer, "open_engine", open_engine)
         return said
 
     return freeze
@@ -115,7 +115,7 @@ def test_a_rank_that_freezes_while_loading(ppsd, monkeypatch):
         on_frozen(MESSAGE)
         raise SystemExit(5)
 
-    monkeypatch.setattr(session, "open_engine", open_engine)
+    monkeypatch.setattr(answer, "open_engine", open_engine)
     result = ppsd.generate(*ASKED, "--devices", "cpu", "--json")
     assert (result.code, result.out, said) == (5, "", [MESSAGE])
 

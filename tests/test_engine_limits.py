@@ -6,7 +6,7 @@ import pytest
 import torch
 from cli_model import Ppsd, save_cli_model
 
-from ppsd_cli.commands import session
+from ppsd_cli.commands import answer
 from ppsd_cli.errors import ConfigError
 from ppsd_cli.runtime import engine
 from ppsd_cli.runtime.pipeline import PipelineConfig
@@ -27,7 +27,7 @@ def gpus(monkeypatch):
     """Two devices with the graph engine, on which nothing may be loaded."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(engine, "has_graphs", lambda config: config.devices[0] != "cpu")
-    for module in (session, pool):
+    for module in (answer, pool):
         monkeypatch.setattr(module, "open_engine", loads)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
 from typing import Any
 
@@ -11,7 +12,7 @@ from ppsd_cli.commands.answer_options import AnswerOptions, check_options
 from ppsd_cli.commands.answer_output import Answer, AnswerOutput
 from ppsd_cli.commands.answer_view import View
 from ppsd_cli.commands.prompts import PromptSource, check_length, encode_prompt, read_prompt
-from ppsd_cli.commands.session import ModelChoice, Plan, make_plan, start_engine
+from ppsd_cli.commands.session import ModelChoice, Plan, make_plan
 from ppsd_cli.commands.signals import Interrupted, Signals
 from ppsd_cli.config import DEFAULT_MAX_NEW_TOKENS, DEFAULT_TREE_SCALE, Settings
 from ppsd_cli.core.events import Committed, Event, Finished, FinishReason, Ticked
@@ -19,7 +20,7 @@ from ppsd_cli.core.plan import Sampling
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.core.stats import StatsBuilder
 from ppsd_cli.errors import PpsdError
-from ppsd_cli.runtime.engine import Drafting, Engine
+from ppsd_cli.runtime.engine import Drafting, Engine, open_engine
 from ppsd_cli.runtime.torchrun import is_torchrun, is_worker, join_warnings, serve_worker
 from ppsd_cli.ui.text import TextStream
 from ppsd_cli.ui.trace import TraceWriter
@@ -53,7 +54,7 @@ def _run(
     for note in (*plan.notes, *(join_warnings() if is_torchrun() else ())):
         say(note)
     output = AnswerOutput(plan, options, say)
-    loading = start_engine(plan, options.port, on_frozen=output.frozen)
+    loading = _start_engine(plan, options.port, on_frozen=output.frozen)
     try:
         tokenizer = load_tokenizer(plan.files.folder)
         prompt_ids = encode_prompt(tokenizer, prompt, source)
@@ -66,6 +67,21 @@ def _run(
         answer = _answer(engine, plan, tokenizer, prompt_ids, options, output)
     output.write(answer)
     return _exit_code(answer)
+
+
+def _start_engine(
+    plan: Plan, port: int | None, *, on_frozen: Callable[[str], None]
+) -> "Future[Engine]":
+    """Load the stages in the background, while the caller reads the tokenizer.
+
+    ``on_frozen``: see ``open_engine``.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ppsd-load")
+    future = pool.submit(
+        open_engine, plan.config, processes=plan.processes, port=port, on_frozen=on_frozen
+    )
+    pool.shutdown(wait=False)
+    return future
 
 
 def _answer(

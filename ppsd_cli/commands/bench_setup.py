@@ -11,7 +11,7 @@ from ppsd_cli.commands.bench_options import BenchOptions
 from ppsd_cli.commands.find_head import UNTRAINED, find_head
 from ppsd_cli.commands.follow_profile import profile_reason
 from ppsd_cli.commands.session import ModelChoice, Plan, find_profile, make_plan
-from ppsd_cli.config import DEFAULT_TREE_SCALE, Settings
+from ppsd_cli.config import DEFAULT_BENCH_TOKENS, DEFAULT_TREE_SCALE, Settings
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.errors import ConfigError
 from ppsd_cli.model.head_files import read_info
@@ -33,8 +33,6 @@ from ppsd_cli.tasks.bench.talk import (
     user,
 )
 from ppsd_cli.tasks.bench.wish import Wish, check_shares, check_wish
-
-DEFAULT_NEW_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,7 @@ def prepare(
         check_engine(shape.config, draft_length=options.draft_length or 0)
     talk = _talk(plan, options)
     limits = Limits(
-        flags.max_new_tokens or DEFAULT_NEW_TOKENS,
+        flags.max_new_tokens or DEFAULT_BENCH_TOKENS,
         plan.config.slots,
         frozenset() if options.ignore_eos else plan.eos_ids,
     )

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,14 +31,12 @@ from ppsd_cli.model.random_weights import RANDOM_DEEP
 from ppsd_cli.model.spec import ModelSpec
 from ppsd_cli.model.spec_reader import generation_warnings, read_eos_ids
 from ppsd_cli.runtime.engine import (
-    Engine,
     check_engine,
     choose_devices,
     choose_dtype,
     default_threads,
     has_graphs,
     on_one_gpu,
-    open_engine,
 )
 from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
 from ppsd_cli.runtime.placement import (
@@ -292,18 +289,3 @@ def context_of(settings: Settings, spec: ModelSpec) -> int:
             f"--context {settings.context}: the model was made for at most {spec.context} tokens"
         )
     return settings.context
-
-
-def start_engine(
-    plan: Plan, port: int | None, *, on_frozen: Callable[[str], None]
-) -> "Future[Engine]":
-    """Load the stages in the background, while the caller reads the tokenizer.
-
-    ``on_frozen``: see ``open_engine``.
-    """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="ppsd-load")
-    future = pool.submit(
-        open_engine, plan.config, processes=plan.processes, port=port, on_frozen=on_frozen
-    )
-    pool.shutdown(wait=False)
-    return future
