@@ -12,8 +12,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ppsd_cli.core.plan import MAX_DRAFT_LENGTH
 from ppsd_cli.core.tree import MAX_WIDTH
 from ppsd_cli.errors import AssetError, ConfigError
@@ -21,6 +19,7 @@ from ppsd_cli.errors import AssetError, ConfigError
 DECODERS = ("auto", "ppsd", "eesd", "ar")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULT_MAX_NEW_TOKENS = 512
+DEFAULT_BENCH_TOKENS = 128
 DEFAULT_DRAFT_LENGTH = 4
 DEFAULT_TREE_SCALE = 1.0
 MAX_TREE_SCALE = 100.0
@@ -199,6 +198,8 @@ def profile_names(folders: tuple[Path, ...]) -> list[str]:
 
 def read_profile(path: Path) -> Profile:
     """Parse one YAML file; AssetError if it cannot be read, ConfigError for wrong keys."""
+    import yaml  # the command line reads its defaults here and should start fast
+
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:

@@ -25,10 +25,12 @@ from ppsd_cli.model.stage import Output
 from ppsd_cli.model.weights import Checkpoint
 from ppsd_cli.runtime import front, worker
 from ppsd_cli.runtime.engine import open_engine
-from ppsd_cli.tasks.bench import contenders, decoders, pool, rounding
+from ppsd_cli.tasks.bench import contenders, decoders, measure, pool, rounding, trials
 from ppsd_cli.tasks.bench.decoders import EngineDecoder
 from ppsd_cli.tasks.bench.faults import memory_errors
 from ppsd_cli.tasks.bench.journal import Journal
+from ppsd_cli.tasks.bench.measure import Measurement
+from ppsd_cli.tasks.bench.memory import GpuMeter
 from ppsd_cli.tasks.bench.reference import TransformersDecoder
 
 SCHEMA = json.loads((Path(ppsd_cli.__file__).parent / "data" / "schema" / "bench.json").read_text())
@@ -80,6 +82,8 @@ def bench(capsys, monkeypatch, model, prompts, tmp_path) -> Bench:
     monkeypatch.setattr(
         pool, "open_engine", lambda config, **_processes: open_engine(config, processes=False)
     )
+    for module in (measure, trials):  # one thread: nothing to wait for between answers
+        monkeypatch.setattr(module, "settle", lambda: None)
     runner = Bench(capsys, monkeypatch, model)
     runner.prompts = prompts
     return runner
@@ -148,17 +152,67 @@ def test_stage_processes_and_their_memory(bench, monkeypatch):
     assert data["decoders"]["naive-split"]["tokens_per_tick"] < 0.7
 
 
+class Allocator:
+    """The GPU's memory as torch counts it, in bytes."""
+
+    def __init__(self, patch) -> None:
+        self.used, self.highest = 1000, 1000  # something else is there
+        patch.setattr(torch.cuda, "memory_allocated", lambda _device: self.used)
+        patch.setattr(torch.cuda, "max_memory_allocated", lambda _device: self.highest)
+        patch.setattr(torch.cuda, "reset_peak_memory_stats", self.reset)
+
+    def reset(self, _device) -> None:
+        self.highest = self.used
+
+    def take(self, stays: int, passing: int) -> None:
+        """Bytes that stay, and bytes that are needed for a while beside them."""
+        self.used += stays
+        self.highest = max(self.highest, self.used + passing)
+
+
+@pytest.mark.parametrize(("loading", "peak"), [(300, 800), (30, 500 + 70 + 40)])
+def test_gpu_memory_counts_from_before_loading(bench, monkeypatch, loading, peak):
+    """Graphs and buffers that the first answer makes stay, and are the contender's."""
+    gpu, warm = Allocator(monkeypatch), []
+    right_load, right_answer = pool.open_engine, EngineDecoder.answer
+
+    def load(config, **options):
+        gpu.take(500, loading)
+        return right_load(config, **options)
+
+    def answer(self, prompt, limits, forced=None):
+        first = self.engine.runner not in warm
+        warm.append(self.engine.runner)
+        gpu.take(70 if first else 0, 40 if first else 20)
+        return right_answer(self, prompt, limits, forced)
+
+    monkeypatch.setattr(pool, "open_engine", load)
+    monkeypatch.setattr(EngineDecoder, "answer", answer)
+    monkeypatch.setattr(pool, "GpuMeter", lambda _devices: GpuMeter(["cuda:0"]))
+    figures = bench.data("--limit", "1", tokens=4)["decoders"]
+    assert {name: each["peak_memory"] for name, each in figures.items()} == {
+        "ar": peak,
+        "ppsd": peak,
+    }
+
+
 def test_both_heads_of_eesd_stay_in_the_json(bench, tmp_path, model):
     save_random_head(model, tmp_path / "deep", (3, 6))
     save_random_head(model, tmp_path / "block", (3,))
     profile = tmp_path / "two.yaml"
     profile.write_text(f"name: two\nmodel: {bench.model}\nheads: [deep, block]\n")
-    data = bench.data("--profile", str(profile), "--decoders", "eesd", "--draft-length", "2")
+    page = tmp_path / "page.html"
+    args = ("--profile", str(profile), "--decoders", "eesd", "--report", str(page))
+    data = bench.data(*args, "--draft-length", "2")
     assert data["decoders"]["eesd-2"]["head"] == "deep"
     assert data["decoders"]["eesd-2 block"]["head"] == "block"
     printed = [each["printed"] for each in data["decoders"].values()]
     assert printed[0]
     assert sorted(printed[1:]) == [False, True]
+    for text in (json.dumps(data), page.read_text()):
+        assert "prompts.jsonl" in text
+        for folder in (tmp_path, model, Path.home()):
+            assert f"{folder}/" not in text, "folders of this machine are no part of a report"
 
 
 def save_random_head(model: Path, folder: Path, depths: tuple[int, ...]) -> None:
@@ -454,6 +508,23 @@ def test_an_interrupted_run_without_a_journal_has_one_nevertheless(bench, monkey
     assert f"--resume {journal}" in result.err
     assert "ppsd" in result.out
     assert bench.bench("--resume", str(journal)).code == 0
+
+
+def test_a_run_that_is_stopped_before_its_first_answer_leaves_no_journal(
+    bench, monkeypatch, tmp_path
+):
+    """In the warm-up, of a contender whose peak memory is known already."""
+
+    def stop(_self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(pool.Loaded, "peak_memory", lambda _self: 1 << 20)
+    monkeypatch.setattr(Measurement, "_warm_up", stop)
+    result = bench.bench("--json")
+    assert result.code == 130
+    assert "--resume" not in result.err
+    assert json.loads(result.out)["incomplete"]
+    assert list((tmp_path / "cache").rglob("*.jsonl")) == []
 
 
 def test_a_stage_that_fails_ends_the_run_but_keeps_its_answers(bench, monkeypatch, tmp_path):

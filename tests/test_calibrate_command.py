@@ -179,6 +179,18 @@ def test_show(whole, ppsd, tmp_path, monkeypatch):
     assert "was not made by `ppsd calibrate`" in refused.err
 
 
+def test_flags_that_mean_nothing_beside_show(ppsd, monkeypatch):
+    monkeypatch.setenv("PPSD_DEVICES", "cpu")  # for other commands
+    monkeypatch.setenv("PPSD_MODEL", ppsd.model)
+    args = ("calibrate", "--show", "no-such-profile")
+    allowed = ppsd.run(*args, "--json", "--plot", "x.svg", "--quiet")
+    assert allowed.code == 3, allowed.err
+    refused = ppsd.run(*args, "--json", "-n", "48", "--head", "raw", "--head", "x")
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.startswith("ppsd: --head, --max-new-tokens have no meaning with --show")
+    assert len(refused.err.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

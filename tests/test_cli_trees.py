@@ -1,6 +1,7 @@
 """Trees of guesses through the commands: ``--width`` in ``generate`` and ``bench``."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -8,7 +9,9 @@ import pytest
 from cli_model import Ppsd, save_cli_model
 
 import ppsd_cli
-from ppsd_cli.tasks.bench import pool
+from ppsd_cli.tasks.bench import measure, pool, trials
+from ppsd_cli.tasks.bench.decoders import EngineDecoder
+from ppsd_cli.tasks.bench.forced import ForcedTree
 
 SCHEMAS = Path(ppsd_cli.__file__).parent / "data" / "schema"
 PROMPT = ("--prompt", "hello world", "-n", "24")
@@ -106,13 +109,13 @@ def test_widths_that_cannot_be(ppsd, options, says):
     assert len(result.err.splitlines()) == 1
 
 
-def test_the_cuda_engine_refuses_trees_before_anything_loads(ppsd, monkeypatch):
+def test_trees_over_several_gpus_are_refused_before_anything_loads(ppsd, monkeypatch):
     from ppsd_cli.runtime import engine
 
     monkeypatch.setattr(engine, "has_graphs", lambda _config: True)
     result = ppsd.generate(*PROMPT, *TREE)
     assert (result.code, result.out) == (2, "")
-    assert "trees do not run on the CUDA engine yet; use --width 1" in result.err
+    assert "on GPUs trees run on one device" in result.err
 
 
 @pytest.fixture
@@ -122,8 +125,16 @@ def bench(ppsd, monkeypatch, tmp_path):
     prompts.write_text("hello world\nthe quick brown fox\n")
     real = pool.open_engine
     monkeypatch.setattr(pool, "open_engine", lambda config, **_: real(config, processes=False))
-    fixed = ("--prompts", str(prompts), "-m", ppsd.model, "-n", "16", "--offline", *TREE[:4])
-    return lambda *args: ppsd.run("bench", *fixed, *args)
+    for module in (measure, trials):  # one thread: nothing to wait for between answers
+        monkeypatch.setattr(module, "settle", lambda: None)
+    fixed = ("--prompts", str(prompts), "-n", "16", "--offline")
+
+    def run(*args, shape=TREE[:4]):
+        model = () if "--random-weights" in args else ("-m", ppsd.model)
+        shape = shape if model else ("--stages", "2", "--devices", "cpu")
+        return ppsd.run("bench", *fixed, *model, *shape, *args)
+
+    return run
 
 
 def test_bench_of_widths_and_fixed_acceptance(bench):
@@ -143,6 +154,58 @@ def test_bench_of_widths_and_fixed_acceptance(bench):
     wide, chain = data["decoders"][fixed[1]], data["decoders"]["ppsd@0.6"]
     assert wide["acceptance_rate"] > chain["acceptance_rate"]
     assert wide["tokens_per_tick"] > chain["tokens_per_tick"]
+
+
+def answers_of(monkeypatch, changed=None):
+    """Notes every answer's decoder and forced guesses; ``changed`` may replace what it gave."""
+    right, notes = EngineDecoder.answer, []
+
+    def answer(self, prompt, limits, forced=None):
+        notes.append((self, forced))
+        found = right(self, prompt, limits, forced)
+        return found if changed is None else changed(self, found)
+
+    monkeypatch.setattr(EngineDecoder, "answer", answer)
+    return notes
+
+
+def test_every_contender_runs_in_stages_of_its_own_width(bench, monkeypatch):
+    notes = answers_of(monkeypatch)
+    assert bench("--width", "2,4", "--acceptance", "0.6", "--limit", "1").code == 0
+    widths = {(decoder.width, decoder.engine.config.width) for decoder, _ in notes}
+    assert widths == {(1, 1), (2, 2), (4, 4)}
+    stages = {(len(decoder.engine.config.split), decoder.width) for decoder, _ in notes}
+    assert stages == {(1, 1), (3, 1), (3, 2), (3, 4)}
+
+
+@pytest.mark.parametrize("decoders", [(), ("--decoders", "ar,ppsd")], ids=["alone", "with ppsd"])
+def test_trees_at_fixed_acceptance_draw_from_their_own_answer(bench, monkeypatch, decoders):
+    """A tree's text may leave plain decoding's; then guesses from that text would all be wrong."""
+
+    def changed(decoder, found):
+        own = (*found.token_ids[:3], found.token_ids[3] ^ 1)
+        return replace(found, token_ids=own) if decoder.width > 1 else found
+
+    notes = answers_of(monkeypatch, changed)
+    args = ("--random-weights", "tiny", "--width", "3", "--acceptance", "0.5/0.8,1/1", *decoders)
+    data = json.loads(bench("--json", "--limit", "1", "-r", "2", *args).out)
+    free = ["ar", "ppsd", "ppsd-w3"] if decoders else ["ar"]
+    fixed = ["ppsd@0.5", "ppsd-w3@0.5/0.8", "ppsd@1", "ppsd-w3@1/1"]
+    assert set(data["decoders"]) == {*free, *fixed}
+    texts = {s["contender"]: s["token_ids"] for s in data["samples"]}
+    assert texts["ar"] != texts["ppsd-w3@1/1"]
+    drawn = [list(forced.tokens) for _, forced in notes if isinstance(forced, ForcedTree)]
+    assert drawn == [texts["ppsd-w3@1/1"]] * 4
+
+
+def test_two_shares_go_with_a_width_of_the_profile(ppsd, bench, tmp_path):
+    profile = tmp_path / "wide.yaml"
+    settings = "{split: [2, 2, 2], devices: [cpu], width: 3}"
+    profile.write_text(f"name: wide\nmodel: {ppsd.model}\nsettings: {settings}\n")
+    args = ("--profile", str(profile), "--limit", "1", "--acceptance", "0.6/0.9", "--json")
+    result = bench(*args, shape=())
+    assert result.code == 0, result.err
+    assert "ppsd-w3@0.6/0.9" in json.loads(result.out)["decoders"]
 
 
 @pytest.mark.parametrize(

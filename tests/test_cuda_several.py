@@ -13,7 +13,6 @@ from models import forced_drafts
 from test_cuda_engine import DEEP_3, PLACES
 
 from ppsd_cli.core.plan import Sampling
-from ppsd_cli.errors import ConfigError
 from ppsd_cli.runtime.cuda import crew
 from ppsd_cli.runtime.cuda.relay import Box
 
@@ -104,12 +103,6 @@ def test_whoever_works_first(model, plain, monkeypatch):
     monkeypatch.setattr(crew.Crew, "replay", backwards)
     head = model.head(DEEP_3, blocks=1)
     check(model, plain(12), (1, 1, 2), (1, 1, 1), head=head, count=COUNT)
-
-
-def test_bursts_need_one_device(model):
-    runner = model.graph((2, 2), groups=(1, 1))
-    with pytest.raises(ConfigError, match="one GPU"):
-        ask(runner, prompt(12), count=3, draft_length=2)
 
 
 def stale_place(self):

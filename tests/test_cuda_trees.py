@@ -14,7 +14,6 @@ from trees import right_and_ranks
 
 from ppsd_cli.core.events import Flushed, Outcome, Pruned
 from ppsd_cli.core.plan import Sampling
-from ppsd_cli.errors import ConfigError
 from ppsd_cli.runtime.cuda.tiles import SPLIT
 
 COUNT = 8
@@ -176,12 +175,6 @@ def test_longer_than_one_program_of_attention(small):
     reference = model.plain(prompt(text), 6)
     head = model.head(((1, 0), (4, 1)), blocks=1)
     check(model, reference, (1, 3), text, head=head, width=3, **right_and_ranks(reference, 3))
-
-
-def test_one_device_only(small):
-    runner = small("llama").graph((2, 2), groups=(1, 1), width=2)
-    with pytest.raises(ConfigError, match="one GPU"):
-        ask(runner, prompt(12), count=3, width=2)
 
 
 def test_many_ticks_wrap_the_records(small):

@@ -2,9 +2,13 @@
 
 import re
 import runpy
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import typer
+
+from ppsd_cli.cli import app
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -22,3 +26,17 @@ def test_links_lead_somewhere(document: Path):
     targets = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text)
     missing = [target for target in targets if not (document.parent / target).exists()]
     assert not missing
+
+
+def test_a_flag_says_the_same_in_every_command():
+    """But for its default, and for flags that are something else in another command."""
+    own = {"--output", "--head", "--seed", "--width"}
+    commands = typer.main.get_command(app).commands
+    texts = defaultdict(set)
+    for name in ("generate", "bench", "calibrate"):
+        for parameter in commands[name].params:
+            if parameter.param_type_name == "option" and parameter.opts[0] not in own:
+                said = parameter.help.partition("Default: ")[0].strip()
+                texts[parameter.opts[0]].add((said, parameter.rich_help_panel))
+    assert len(texts) > 40
+    assert {flag: said for flag, said in texts.items() if len(said) > 1} == {}

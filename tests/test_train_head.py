@@ -18,10 +18,13 @@ from train_models import arguments, curve, save_chat_model, training
 from typer.testing import CliRunner, Result
 
 from ppsd_cli.commands.train_head import train_head
+from ppsd_cli.core.choose import choose
+from ppsd_cli.core.plan import Sampling
 from ppsd_cli.errors import AssetError, ConfigError, StageError
 from ppsd_cli.model.head_files import read_info
 from ppsd_cli.model.heads import Tap
 from ppsd_cli.model.one_pass import Backbone
+from ppsd_cli.tasks.loss import DraftOutput, soft_cross_entropy, target_stats
 from ppsd_cli.tasks.optimize import Schedule
 from ppsd_cli.tasks.train import Trainer
 
@@ -264,3 +267,21 @@ def test_schedule() -> None:
     by_time = Schedule(steps=10_000, warmup=1, time_limit=60.0)
     assert by_time.factor(10, 30.0) == pytest.approx(0.525)
     assert by_time.progress(10, 60.0) == 1
+
+
+def test_hits_are_counted_as_tokens_are_chosen() -> None:
+    """Bfloat16 has many level logits; a draft is a hit where ``choose`` takes the target."""
+    torch.manual_seed(0)
+    rows, vocabulary, greedy = 400, 48, Sampling()
+    target = torch.randn(rows, vocabulary).mul(4).round().div(4).bfloat16()
+    draft = (target[:, ::2] + torch.randn(rows, vocabulary // 2)).mul(2).round().div(2).bfloat16()
+    kept, positions = torch.arange(0, vocabulary, 2), torch.arange(rows)
+    output = DraftOutput(torch.empty(8, vocabulary // 2), kept, vocabulary)
+    lse, best = target_stats(target)
+    weight = (positions % 5 > 0).float()
+    found = soft_cross_entropy(draft, target[:, ::2], lse, output.columns(best), weight)[2]
+    chosen = choose(draft, greedy, positions, token_ids=kept)
+    right = (chosen == choose(target, greedy, positions)) & (weight > 0)
+    level = (draft == draft.amax(dim=1, keepdim=True)).sum(dim=1) > 1
+    assert level.sum() > 50
+    assert found == right.sum()

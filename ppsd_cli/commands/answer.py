@@ -1,105 +1,36 @@
 """One answer: run it, show it, report it."""
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
-from typing import Any, Protocol
-
-from rich.console import Console
+from typing import Any
 
 from ppsd_cli.assets.tokenizer import load_tokenizer
+from ppsd_cli.commands.answer_options import AnswerOptions, check_options
+from ppsd_cli.commands.answer_output import Answer, AnswerOutput
+from ppsd_cli.commands.answer_view import View
 from ppsd_cli.commands.prompts import PromptSource, check_length, encode_prompt, read_prompt
-from ppsd_cli.commands.report import answer_report
-from ppsd_cli.commands.session import ModelChoice, Plan, make_plan, start_engine
+from ppsd_cli.commands.session import ModelChoice, Plan, make_plan
 from ppsd_cli.commands.signals import Interrupted, Signals
 from ppsd_cli.config import DEFAULT_MAX_NEW_TOKENS, DEFAULT_TREE_SCALE, Settings
 from ppsd_cli.core.events import Committed, Event, Finished, FinishReason, Ticked
 from ppsd_cli.core.plan import Sampling
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.core.stats import StatsBuilder
-from ppsd_cli.errors import ConfigError, PpsdError
-from ppsd_cli.files import check_writable, replace_bytes
-from ppsd_cli.runtime.engine import Drafting, Engine
+from ppsd_cli.errors import PpsdError
+from ppsd_cli.runtime.engine import Drafting, Engine, open_engine
 from ppsd_cli.runtime.torchrun import is_torchrun, is_worker, join_warnings, serve_worker
-from ppsd_cli.ui.live import LiveView, PlainLines
-from ppsd_cli.ui.summary import final_line
-from ppsd_cli.ui.text import TextStream, escape_controls
+from ppsd_cli.ui.text import TextStream
 from ppsd_cli.ui.trace import TraceWriter
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerOptions:
-    """Flags of ``generate`` that concern one answer and its output."""
-
-    seed: int = 0
-    stops: tuple[str, ...] = ()
-    ignore_eos: bool = False
-    json: bool = False
-    timeline: bool | None = None
-    trace: Path | None = None
-    output: Path | None = None
-    quiet: bool = False
-    raw: bool = False
-    port: int | None = None
-
-
-@dataclass(slots=True)
-class Answer:
-    """What one run gave; times in seconds of the monotonic clock."""
-
-    prompt_tokens: int
-    stats: StatsBuilder
-    token_ids: list[int] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
-    reason: FinishReason = FinishReason.FAILED
-    began: float = 0.0
-    first: float | None = None
-    last: float | None = None
-    error: PpsdError | None = None
-    signal: Interrupted | None = None
-
-    def stamp(self, seconds: float) -> None:
-        """A token was final at this time: the boundary at which its target arrived."""
-        self.last = seconds
-        self.first = self.first or seconds
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """Decoding speed: tokens after the first, over the time since it."""
-        if self.first is None or self.last is None or self.last <= self.first:
-            return None
-        return (len(self.token_ids) - 1) / (self.last - self.first)
-
-
-class View(Protocol):
-    """Something that shows events and the text that they made certain."""
-
-    def handle(self, event: Event, text: str | None = None) -> None:
-        """Take one event."""
-
-
-class PlainView:
-    """The answer as plain text on stdout, and nothing else."""
-
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self._write = write
-
-    def handle(self, event: Event, text: str | None = None) -> None:
-        """Write the text."""
-        del event
-        if text:
-            self._write(text)
 
 
 def run_generate(
     choice: ModelChoice, flags: Settings, source: PromptSource, options: AnswerOptions
 ) -> int:
     """The whole command; returns the exit code."""
-    _check_outputs(options)
+    check_options(options)
     say = _teller(options)
     with Signals():
         try:
@@ -122,7 +53,8 @@ def _run(
         return 0
     for note in (*plan.notes, *(join_warnings() if is_torchrun() else ())):
         say(note)
-    loading = start_engine(plan, options.port)
+    output = AnswerOutput(plan, options, say)
+    loading = _start_engine(plan, options.port, on_frozen=output.frozen)
     try:
         tokenizer = load_tokenizer(plan.files.folder)
         prompt_ids = encode_prompt(tokenizer, prompt, source)
@@ -132,9 +64,24 @@ def _run(
             loading.result().close()
         raise
     with loading.result() as engine:
-        answer = _answer(engine, plan, tokenizer, prompt_ids, options)
-    _save(answer, plan, options, say)
+        answer = _answer(engine, plan, tokenizer, prompt_ids, options, output)
+    output.write(answer)
     return _exit_code(answer)
+
+
+def _start_engine(
+    plan: Plan, port: int | None, *, on_frozen: Callable[[str], None]
+) -> "Future[Engine]":
+    """Load the stages in the background, while the caller reads the tokenizer.
+
+    ``on_frozen``: see ``open_engine``.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ppsd-load")
+    future = pool.submit(
+        open_engine, plan.config, processes=plan.processes, port=port, on_frozen=on_frozen
+    )
+    pool.shutdown(wait=False)
+    return future
 
 
 def _answer(
@@ -143,6 +90,7 @@ def _answer(
     tokenizer: Any,
     prompt_ids: tuple[int, ...],
     options: AnswerOptions,
+    output: AnswerOutput,
 ) -> Answer:
     """Decode and show one answer. An error or signal ends it; what was committed is kept."""
     settings = plan.settings
@@ -159,41 +107,34 @@ def _answer(
             tree_scale=settings.tree_scale or DEFAULT_TREE_SCALE,
         ),
     )
-    answer = Answer(len(prompt_ids), StatsBuilder(engine.runner.stages))
-    trace = TraceWriter(engine.runner.stages) if options.trace is not None else None
+    stages = engine.runner.stages
+    trace = TraceWriter(stages) if options.trace is not None else None
+    answer = Answer(len(prompt_ids), StatsBuilder(stages), trace)
     stream = TextStream(
         lambda ids: tokenizer.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         ),
         options.stops,
     )
-    with _view(plan, options) as view:
+    with output.showing(answer) as view:
         try:
-            _follow(answer, events, stream, view, trace)
+            _follow(answer, events, stream, view)
         except PpsdError as error:
             answer.error = error
         except Interrupted as signal:
             answer.signal, answer.reason = signal, FinishReason.INTERRUPTED
-    if trace is not None and options.trace is not None:
-        trace.write(options.trace)
     return answer
 
 
-def _follow(
-    answer: Answer,
-    events: Iterator[Event],
-    stream: TextStream,
-    view: View,
-    trace: TraceWriter | None,
-) -> None:
+def _follow(answer: Answer, events: Iterator[Event], stream: TextStream, view: View) -> None:
     """Take every event to the figures, the view and the trace, until the answer ends."""
     answer.began = perf_counter()
     fresh = False
     with contextlib.closing(events) as closing:  # type: ignore[type-var]
         for event in closing:
             answer.stats.add(event)
-            if trace is not None:
-                trace.add(event)
+            if answer.trace is not None:
+                answer.trace.add(event)
             text = None
             if isinstance(event, Committed):
                 fresh = True
@@ -214,77 +155,6 @@ def _follow(
                 break
 
 
-@contextlib.contextmanager
-def _view(plan: Plan, options: AnswerOptions) -> Iterator[View]:
-    """The view that flags and streams ask for."""
-    terminal = sys.stdout.isatty()
-    drawn = options.timeline if options.timeline is not None else terminal and not options.quiet
-    if options.json or options.output is not None:
-        drawn = bool(options.timeline)
-        terminal = False
-    parts = [plan.config.part(s) for s in range(plan.config.stages)]
-    layers = tuple((part.first, part.last) for part in parts)
-    shown: dict[str, Any] = {
-        "layers": layers,
-        "drafting": plan.decoder != "ar",
-        "width": plan.config.width,
-    }
-    if drawn and terminal:
-        with LiveView(Console(), clock=perf_counter, **shown) as live:
-            yield live
-        return
-    plain = PlainView(_writer(options, terminal=terminal))
-    if drawn:
-        console = Console(stderr=True)
-        with PlainLines(console, clock=perf_counter, **shown) as lines:
-            yield _Both(plain, lines)
-    else:
-        yield plain
-    if not options.json and options.output is None:
-        _writer(options, terminal=terminal)("\n")
-
-
-class _Both:
-    """Two views at once."""
-
-    def __init__(self, *views: View) -> None:
-        self._views = views
-
-    def handle(self, event: Event, text: str | None = None) -> None:
-        """Take one event to each."""
-        for view in self._views:
-            view.handle(event, text)
-
-
-def _writer(options: AnswerOptions, *, terminal: bool) -> Callable[[str], None]:
-    """How text gets to stdout; nowhere where a file or JSON takes it."""
-    if options.json or options.output is not None:
-        return lambda _: None
-    escape = escape_controls if terminal and not options.raw else str
-
-    def write(text: str) -> None:
-        sys.stdout.write(escape(text))
-        sys.stdout.flush()
-
-    return write
-
-
-def _save(answer: Answer, plan: Plan, options: AnswerOptions, say: Callable[[str], None]) -> None:
-    """Files, JSON and the closing line."""
-    text = "".join(answer.text)
-    if options.output is not None:
-        replace_bytes(options.output, text.encode())
-    stats = answer.stats.snapshot()
-    if options.json:
-        report = answer_report(answer, stats, plan, text, seed=options.seed)
-        sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n")
-        sys.stdout.flush()
-    elif answer.error is None:
-        speed = answer.tokens_per_second
-        width = plan.config.width
-        say(final_line(stats, decoder=plan.decoder, tokens_per_second=speed, width=width))
-
-
 def _exit_code(answer: Answer) -> int:
     if answer.error is not None:
         raise answer.error
@@ -299,15 +169,6 @@ def _sampling(settings: Settings, seed: int) -> Sampling:
         min_p=settings.min_p or 0.0,
         seed=seed,
     )
-
-
-def _check_outputs(options: AnswerOptions) -> None:
-    """Whatever will be written must be writable before anything is computed."""
-    for path in (options.output, options.trace):
-        if path is not None:
-            check_writable(path)
-    if options.json and options.raw:
-        raise ConfigError("--json and --raw: JSON is always escaped; drop --raw")
 
 
 def _teller(options: AnswerOptions) -> Callable[[str], None]:

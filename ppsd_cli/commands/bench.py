@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from ppsd_cli.commands import options
+from ppsd_cli.commands.options import OUTPUT, PROMPTS
+from ppsd_cli.config import DEFAULT_BENCH_TOKENS, Settings, parse_devices, parse_split
 
-_WHAT, _HOW, _OUTPUT, _GATES = "Prompts", "Measuring", "Output", "Gates"
+_HOW, _GATES = "Measuring", "Gates"
 
 
 def bench(  # noqa: PLR0913 (one parameter a flag)
@@ -19,36 +21,19 @@ def bench(  # noqa: PLR0913 (one parameter a flag)
     random_weights: Annotated[
         str | None,
         typer.Option(
-            rich_help_panel=_WHAT,
+            rich_help_panel=PROMPTS,
             help="In place of a model: random weights of a shape, such as llama-8b (SHAPE:SEED). "
             "For --acceptance, which then alone decides how many guesses are right.",
         ),
     ] = None,
     list_tasks: Annotated[
-        bool, typer.Option("--list", rich_help_panel=_WHAT, help="Show the tasks and end.")
+        bool, typer.Option("--list", rich_help_panel=PROMPTS, help="Show the tasks and end.")
     ] = False,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=_WHAT,
-            help="Prompts of your own: JSON lines with turns or prompt, or one prompt a line.",
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(rich_help_panel=_WHAT, help="Questions of each task, over its categories."),
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option("--max-new-tokens", "-n", rich_help_panel=_WHAT, help="Default: 128."),
-    ] = None,
-    ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", rich_help_panel=_WHAT, help="Go on after the end.")
-    ] = False,
-    no_chat_template: Annotated[
-        bool,
-        typer.Option("--no-chat-template", rich_help_panel=_WHAT, help="Continue the bare text."),
-    ] = False,
+    prompts: Annotated[Path | None, options.prompt_file()] = None,
+    limit: options.Limit = None,
+    max_new_tokens: Annotated[int | None, options.max_new_tokens(DEFAULT_BENCH_TOKENS)] = None,
+    ignore_eos: options.IgnoreEos = False,
+    no_chat_template: options.NoChatTemplate = False,
     decoders: Annotated[
         str | None,
         typer.Option(
@@ -72,10 +57,7 @@ def bench(  # noqa: PLR0913 (one parameter a flag)
             help="Also ppsd as a tree of these widths, such as 2,4. Default: the profile's.",
         ),
     ] = None,
-    draft_length: Annotated[
-        int | None,
-        typer.Option(rich_help_panel=_HOW, help="Guesses of eesd. Default: the fastest."),
-    ] = None,
+    draft_length: Annotated[int | None, options.draft_length("the fastest")] = None,
     repetitions: Annotated[
         int, typer.Option("--repetitions", "-r", rich_help_panel=_HOW, help="Of every prompt.")
     ] = 1,
@@ -107,26 +89,22 @@ def bench(  # noqa: PLR0913 (one parameter a flag)
     dtype: options.Dtype = None,
     context: options.Context = None,
     offline: options.Offline = False,
-    json_output: Annotated[
-        bool, typer.Option("--json", rich_help_panel=_OUTPUT, help="The same as --format json.")
-    ] = False,
+    json_output: options.JsonOutput = False,
     output_format: Annotated[
         str | None,
         typer.Option(
-            "--format", rich_help_panel=_OUTPUT, help="table (default), json, csv or markdown."
+            "--format", rich_help_panel=OUTPUT, help="table (default), json, csv or markdown."
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", rich_help_panel=_OUTPUT, help="Write it to a file."),
+        typer.Option("--output", "-o", rich_help_panel=OUTPUT, help="Write it to a file."),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(rich_help_panel=_OUTPUT, help="Also write one self-contained HTML page."),
+        typer.Option(rich_help_panel=OUTPUT, help="Also write one self-contained HTML page."),
     ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", rich_help_panel=_OUTPUT, help="No progress.")
-    ] = False,
+    quiet: options.Quiet = False,
     fail_under: Annotated[
         list[str] | None,
         typer.Option(
@@ -154,7 +132,6 @@ def bench(  # noqa: PLR0913 (one parameter a flag)
     )
     from ppsd_cli.commands.bench_run import run_bench, show_tasks
     from ppsd_cli.commands.session import ModelChoice
-    from ppsd_cli.config import Settings, parse_devices, parse_split
 
     if list_tasks:
         show_tasks()

@@ -11,14 +11,14 @@ from ppsd_cli.commands.bench_options import BenchOptions
 from ppsd_cli.commands.find_head import UNTRAINED, find_head
 from ppsd_cli.commands.follow_profile import profile_reason
 from ppsd_cli.commands.session import ModelChoice, Plan, find_profile, make_plan
-from ppsd_cli.config import DEFAULT_TREE_SCALE, Settings
+from ppsd_cli.config import DEFAULT_BENCH_TOKENS, DEFAULT_TREE_SCALE, Settings
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.errors import ConfigError
 from ppsd_cli.model.head_files import read_info
 from ppsd_cli.model.places import random_model
 from ppsd_cli.model.random_weights import RANDOM_BLOCK, RANDOM_DEEP
 from ppsd_cli.runtime.children import allowed_cores
-from ppsd_cli.runtime.engine import default_threads
+from ppsd_cli.runtime.engine import check_engine, default_threads
 from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
 from ppsd_cli.tasks.bench.contenders import Shapes
 from ppsd_cli.tasks.bench.environment import environment
@@ -32,9 +32,7 @@ from ppsd_cli.tasks.bench.talk import (
     prompt_checksum,
     user,
 )
-from ppsd_cli.tasks.bench.wish import Wish, check_wish
-
-DEFAULT_NEW_TOKENS = 128
+from ppsd_cli.tasks.bench.wish import Wish, check_shares, check_wish
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +60,11 @@ def prepare(
     widest = max(options.widths, default=None)
     plan = make_plan(choice, replace(flags, decoder="ppsd", width=widest), say)
     shapes = _shapes(choice, flags, plan)
+    for shape in shapes.bursts:
+        check_engine(shape.config, draft_length=options.draft_length or 0)
     talk = _talk(plan, options)
     limits = Limits(
-        flags.max_new_tokens or DEFAULT_NEW_TOKENS,
+        flags.max_new_tokens or DEFAULT_BENCH_TOKENS,
         plan.config.slots,
         frozenset() if options.ignore_eos else plan.eos_ids,
     )
@@ -91,6 +91,7 @@ def prepare(
     widths = options.widths or (plan.config.width,)
     trees = tuple(width for width in widths if width > 1)
     wish = replace(_wish(options, _default_decoders(plan, options)), widths=trees)
+    check_shares(wish)
     checksum = prompt_checksum(talk, (each.question for each in fitting))
     return Setup(
         plan=plan,
@@ -162,7 +163,7 @@ def _default_decoders(plan: Plan, options: BenchOptions) -> tuple[str, ...]:
 
 def _shapes(choice: ModelChoice, flags: Settings, plan: Plan) -> Shapes:
     """The pipelines of all contenders, made from that of PPSD."""
-    chain, layers = plan.config, plan.spec.layers
+    chain, layers = replace(plan.config, width=1), plan.spec.layers
     on_cpu = chain.devices[0] == "cpu"
     random = random_model(plan.files.folder) is not None
     plain = replace(
@@ -171,7 +172,6 @@ def _shapes(choice: ModelChoice, flags: Settings, plan: Plan) -> Shapes:
         devices=chain.devices[:1],
         head=None,
         draft_vocab=None,
-        width=1,
     )
     return Shapes(
         plain=Shape(plain, processes=on_cpu),
@@ -195,9 +195,9 @@ def _thread_counts(flags: Settings, preferred: int) -> tuple[int, ...]:
 
 def _burst_shapes(choice: ModelChoice, plan: Plan) -> tuple[Shape, ...]:
     """EESD's two stages on one device: with the given head, and with a plain block head."""
-    chain = plan.config
+    chain = replace(plan.config, width=1)
     split = (chain.split[0], sum(chain.split[1:]))
-    config = replace(chain, split=split, devices=chain.devices[:1] * 2, width=1)
+    config = replace(chain, split=split, devices=chain.devices[:1] * 2)
     shapes = [Shape(config, False, plan.head_name)]
     block = _block_head(choice, chain)
     if block is not None:

@@ -7,38 +7,36 @@ from typing import Annotated
 import typer
 
 from ppsd_cli.commands import options
-
-_PROMPT, _OUTPUT = "Prompt", "Output"
+from ppsd_cli.commands.options import OUTPUT, PROMPTS
+from ppsd_cli.config import (
+    DEFAULT_DRAFT_LENGTH,
+    DEFAULT_MAX_NEW_TOKENS,
+    Settings,
+    parse_devices,
+    parse_split,
+)
 
 
 def generate(  # noqa: PLR0913 (one parameter a flag)
     model: options.Model = None,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", "-p", rich_help_panel=_PROMPT, help="The prompt; - is stdin."),
+        typer.Option("--prompt", "-p", rich_help_panel=PROMPTS, help="The prompt; - is stdin."),
     ] = None,
     prompt_file: Annotated[
         Path | None,
-        typer.Option("--prompt-file", "-f", rich_help_panel=_PROMPT, help="UTF-8 text."),
+        typer.Option("--prompt-file", "-f", rich_help_panel=PROMPTS, help="UTF-8 text."),
     ] = None,
     system: Annotated[
-        str | None, typer.Option(rich_help_panel=_PROMPT, help="System message of the chat.")
+        str | None, typer.Option(rich_help_panel=PROMPTS, help="System message of the chat.")
     ] = None,
-    no_chat_template: Annotated[
-        bool,
-        typer.Option("--no-chat-template", rich_help_panel=_PROMPT, help="Continue the bare text."),
-    ] = False,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option("--max-new-tokens", "-n", rich_help_panel=_PROMPT, help="Default: 512."),
-    ] = None,
+    no_chat_template: options.NoChatTemplate = False,
+    max_new_tokens: Annotated[int | None, options.max_new_tokens(DEFAULT_MAX_NEW_TOKENS)] = None,
     stop: Annotated[
         list[str] | None,
-        typer.Option(rich_help_panel=_PROMPT, help="End before this text (repeatable)."),
+        typer.Option(rich_help_panel=PROMPTS, help="End before this text (repeatable)."),
     ] = None,
-    ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", rich_help_panel=_PROMPT, help="Go on after the end.")
-    ] = False,
+    ignore_eos: options.IgnoreEos = False,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
@@ -51,7 +49,7 @@ def generate(  # noqa: PLR0913 (one parameter a flag)
     devices: options.Devices = None,
     head: options.Head = None,
     draft_vocab: options.DraftVocab = None,
-    draft_length: options.DraftLength = None,
+    draft_length: Annotated[int | None, options.draft_length(str(DEFAULT_DRAFT_LENGTH))] = None,
     width: options.Width = None,
     threads: options.Threads = None,
     port: options.Port = None,
@@ -60,40 +58,36 @@ def generate(  # noqa: PLR0913 (one parameter a flag)
     dtype: options.Dtype = None,
     context: options.Context = None,
     offline: options.Offline = False,
-    json_output: Annotated[
-        bool, typer.Option("--json", rich_help_panel=_OUTPUT, help="One JSON object on stdout.")
-    ] = False,
+    json_output: options.JsonOutput = False,
     timeline: Annotated[
         bool | None,
         typer.Option(
             "--timeline/--no-timeline",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=OUTPUT,
             help="Stages by ticks as they run. Default: on a terminal.",
         ),
     ] = None,
     trace: Annotated[
         Path | None,
-        typer.Option(rich_help_panel=_OUTPUT, help="Write a Chrome trace (opens in Perfetto)."),
+        typer.Option(rich_help_panel=OUTPUT, help="Write a Chrome trace (opens in Perfetto)."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", rich_help_panel=_OUTPUT, help="Write the answer to a file."),
+        typer.Option("--output", "-o", rich_help_panel=OUTPUT, help="Write the answer to a file."),
     ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", rich_help_panel=_OUTPUT, help="Only the answer.")
-    ] = False,
+    quiet: options.Quiet = False,
     raw: Annotated[
         bool,
-        typer.Option("--raw", rich_help_panel=_OUTPUT, help="Pass control characters through."),
+        typer.Option("--raw", rich_help_panel=OUTPUT, help="Pass control characters through."),
     ] = False,
     debug: options.Debug = False,
 ) -> None:
     """Answer one prompt: exactly the model's own tokens, from all stages at once."""
     del debug  # read by cli.main
-    from ppsd_cli.commands.answer import AnswerOptions, run_generate
+    from ppsd_cli.commands.answer import run_generate
+    from ppsd_cli.commands.answer_options import AnswerOptions
     from ppsd_cli.commands.prompts import PromptSource
     from ppsd_cli.commands.session import ModelChoice
-    from ppsd_cli.config import Settings, parse_devices, parse_split
 
     flags = Settings(
         decoder=decoder,

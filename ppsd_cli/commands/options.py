@@ -1,10 +1,18 @@
-"""Options that several commands share, as annotated types."""
+"""Options that several commands share: annotated types, and functions where a default differs.
 
-from typing import Annotated
+So a flag's name, panel and help text exist once. Ranges are checked where the values go
+(``config.check``, ``bench_options.check_options``), because profiles hold some of them too.
+"""
+
+from collections.abc import Collection
+from typing import Annotated, Any
 
 import typer
 
+from ppsd_cli.errors import ConfigError
+
 _MODEL, _PIPE, _TOKENS = "Model", "Pipeline", "Choosing tokens"
+PROMPTS, OUTPUT = "Prompts", "Output"
 
 Model = Annotated[
     str | None,
@@ -89,10 +97,6 @@ Decoder = Annotated[
         "stages the naive split), or auto: ppsd with a head or pipeline flags, else ar.",
     ),
 ]
-DraftLength = Annotated[
-    int | None,
-    typer.Option(rich_help_panel=_PIPE, help="Tokens that eesd drafts at a time. Default: 4."),
-]
 Width = Annotated[
     int | None,
     typer.Option(
@@ -132,6 +136,65 @@ Seed = Annotated[
         help="The same seed gives the same text with every decoder and split.",
     ),
 ]  # fmt: skip
-Debug = Annotated[
-    bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Output")
+IgnoreEos = Annotated[
+    bool, typer.Option("--ignore-eos", rich_help_panel=PROMPTS, help="Go on after the end.")
 ]
+NoChatTemplate = Annotated[
+    bool,
+    typer.Option("--no-chat-template", rich_help_panel=PROMPTS, help="Continue the bare text."),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=PROMPTS,
+        help="So many of the prompts (of each task), taken evenly over their categories.",
+    ),
+]
+JsonOutput = Annotated[
+    bool, typer.Option("--json", rich_help_panel=OUTPUT, help="One JSON object on stdout.")
+]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", rich_help_panel=OUTPUT, help="Only the result: no progress, no notes."
+    ),
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)
+]
+
+
+def draft_length(default: str) -> Any:
+    """``--draft-length`` for an annotation; the default in words."""
+    text = f"Tokens that eesd drafts at a time. Default: {default}."
+    return typer.Option(rich_help_panel=_PIPE, help=text)
+
+
+def max_new_tokens(default: int) -> Any:
+    """``--max-new-tokens`` for an annotation."""
+    text = f"Tokens of an answer, at most. Default: {default}."
+    return typer.Option("--max-new-tokens", "-n", rich_help_panel=PROMPTS, help=text)
+
+
+def prompt_file(default: str = "") -> Any:
+    """``--prompts`` for an annotation; a sentence on what is taken without it."""
+    text = "Prompts of your own: JSON lines with turns or prompt, or one prompt a line."
+    return typer.Option(rich_help_panel=PROMPTS, help=f"{text} {default}".rstrip())
+
+
+def refuse_beside(ctx: typer.Context, flag: str, allowed: Collection[str]) -> None:
+    """ConfigError where a command line has more beside ``flag`` than what is ``allowed``.
+
+    What an environment variable says does not count: it is not meant for this one command.
+    """
+    given = [
+        parameter.opts[0]
+        for parameter in ctx.command.params
+        if getattr(ctx.get_parameter_source(str(parameter.name)), "name", "") == "COMMANDLINE"
+    ]
+    others = [name for name in given if name != flag and name not in allowed]
+    if others:
+        verb = "has" if len(others) == 1 else "have"
+        raise ConfigError(
+            f"{', '.join(others)} {verb} no meaning with {flag}; drop one or the other"
+        )

@@ -12,7 +12,7 @@ from ppsd_cli.core.stats import RunStats
 from ppsd_cli.tasks.bench.environment import cpu_name
 
 if TYPE_CHECKING:
-    from ppsd_cli.commands.answer import Answer
+    from ppsd_cli.commands.answer_output import Answer
 
 SCHEMA_VERSION = 1
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,14 +31,12 @@ from ppsd_cli.model.random_weights import RANDOM_DEEP
 from ppsd_cli.model.spec import ModelSpec
 from ppsd_cli.model.spec_reader import generation_warnings, read_eos_ids
 from ppsd_cli.runtime.engine import (
-    Engine,
     check_engine,
     choose_devices,
     choose_dtype,
     default_threads,
     has_graphs,
     on_one_gpu,
-    open_engine,
 )
 from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
 from ppsd_cli.runtime.placement import (
@@ -186,7 +183,8 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
         threads=settings.threads or default_threads(len(split)),
         width=(settings.width or 1) if decoder == "ppsd" else 1,
     )
-    check_engine(config)
+    draft_length = (settings.draft_length or DEFAULT_DRAFT_LENGTH) if decoder == "eesd" else 0
+    check_engine(config, draft_length=draft_length)
     reason = reason or profile_reason(flags, profile, decoder)
     notes = [f"decoder {decoder}: {reason}"] if reason else []
     notes += machine_notes(profile, devices)
@@ -208,7 +206,7 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
         head_name=head if head is None or head in UNTRAINED else Path(head).name,
         eos_ids=frozenset(read_eos_ids(files.folder) if real else ()),
         notes=tuple(notes),
-        draft_length=(settings.draft_length or DEFAULT_DRAFT_LENGTH) if decoder == "eesd" else 0,
+        draft_length=draft_length,
     )
 
 
@@ -291,11 +289,3 @@ def context_of(settings: Settings, spec: ModelSpec) -> int:
             f"--context {settings.context}: the model was made for at most {spec.context} tokens"
         )
     return settings.context
-
-
-def start_engine(plan: Plan, port: int | None) -> "Future[Engine]":
-    """Load the stages in the background, while the caller reads the tokenizer."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="ppsd-load")
-    future = pool.submit(open_engine, plan.config, processes=plan.processes, port=port)
-    pool.shutdown(wait=False)
-    return future

@@ -110,7 +110,7 @@ def train_head(  # noqa: PLR0913
     offline: options.Offline = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     seed: Annotated[int, typer.Option("--seed", "-s", help="Of text and data order.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
     """Train draft heads for a model, with text that it writes itself unless --data is given."""

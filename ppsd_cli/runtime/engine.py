@@ -1,7 +1,7 @@
 """The engine that commands use: a runner for the chosen stages, and answers from it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import TracebackType
@@ -16,8 +16,10 @@ from ppsd_cli.core.schedule import Limits, Schedule
 from ppsd_cli.errors import ConfigError, ResourceError
 from ppsd_cli.model.places import spec_of
 from ppsd_cli.runtime.children import allowed_cores
+from ppsd_cli.runtime.cuda.tiles import MOST_GUESSES
 from ppsd_cli.runtime.pipeline import PipelineConfig, local_runner
 from ppsd_cli.runtime.processes import spawn_runner
+from ppsd_cli.runtime.store_watch import leave
 from ppsd_cli.runtime.torchrun import is_torchrun, joined_runner
 
 
@@ -89,10 +91,19 @@ class Engine:
         self.close()
 
 
-def open_engine(config: PipelineConfig, *, processes: bool, port: int | None = None) -> Engine:
-    """Load the stages: joined under torchrun, one process each, or all in this process."""
+def open_engine(
+    config: PipelineConfig,
+    *,
+    processes: bool,
+    port: int | None = None,
+    on_frozen: Callable[[str], None] = leave,
+) -> Engine:
+    """Load the stages: joined under torchrun, one process each, or all in this process.
+
+    ``on_frozen`` is for torchrun alone; see ``joined_runner``.
+    """
     if is_torchrun():
-        return Engine(config, joined_runner(config))
+        return Engine(config, joined_runner(config, on_frozen=on_frozen))
     if processes:
         return Engine(config, spawn_runner(config, port=port))
     if has_graphs(config):
@@ -102,12 +113,29 @@ def open_engine(config: PipelineConfig, *, processes: bool, port: int | None = N
     return Engine(config, local_runner(config))
 
 
-def check_engine(config: PipelineConfig) -> None:
-    """ConfigError for what the engine of these devices does not serve yet."""
+def check_engine(config: PipelineConfig, *, draft_length: int = 0) -> None:
+    """ConfigError for what the engine of these devices does not serve, before anything loads.
+
+    ``draft_length``: guesses of a burst (EESD), 0 for other decoders.
+    """
+    if is_torchrun() or not has_graphs(config):
+        return
     if config.width > 1 and not serves_trees(config):
         raise ConfigError(
             f"--width {config.width}: on GPUs trees run on one device; "
             "choose one with --devices cuda:0, or --width 1"
+        )
+    if not draft_length:
+        return
+    if draft_length > MOST_GUESSES:
+        raise ConfigError(
+            f"--draft-length {draft_length}: on a GPU one burst verifies at most "
+            f"{MOST_GUESSES} guesses; choose 1 to {MOST_GUESSES}"
+        )
+    if len({torch.device(name) for name in config.devices}) > 1:
+        raise ConfigError(
+            f"--decoder eesd on {', '.join(config.devices)}: its stages take turns, so it runs on "
+            f"one GPU; use --devices {config.devices[0]}"
         )
 
 

@@ -77,7 +77,7 @@ class Parts:
         torch.manual_seed(0)
         self._hidden = torch.randn(64, hidden).to(device, self._stage.dtype)
         for each in self._heads.values():  # of zeros all guesses would be level
-            each.states.normal_()
+            each.rings.normal_()
 
     @torch.inference_mode()
     def run(self, work: Work | None, window: Window) -> list[float]:

@@ -45,7 +45,8 @@ def target_stats(logits: Tensor) -> tuple[Tensor, Tensor]:
 def soft_cross_entropy(
     draft: Tensor, target: Tensor, target_lse: Tensor, column: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (a sum), its gradient with respect to the draft logits, and the weight of the hits.
+    """Loss (a sum), its gradient with respect to the draft logits, and the number of hits: rows
+    whose draft is the target's likeliest token. Ties go to the lowest column, as in ``choose``.
 
     ``draft``, ``target`` [C, V']; ``target_lse`` [C] over the full vocabulary, so that target
     probability outside a draft vocabulary counts for nothing; ``column`` [C] of the target's
@@ -54,15 +55,14 @@ def soft_cross_entropy(
     scores = draft.float()
     probability = (target.float() - target_lse[:, None]).exp()
     mass = probability.sum(dim=-1)
-    best = scores.amax(dim=-1)
+    best, guessed = scores.max(dim=-1)
     total = (scores - best[:, None]).exp().sum(dim=-1)
     lse = best + total.log()
     loss = ((mass * lse - (probability * scores).sum(dim=-1)) * weight).sum()
     guess = (scores - lse[:, None]).exp()
     gradient = (mass[:, None] * guess - probability) * weight[:, None]
-    chosen = scores.gather(1, column.clamp(min=0)[:, None])[:, 0]
-    hits = ((chosen >= best) & (column >= 0)).float() * (weight > 0).float()
-    return loss, gradient.to(draft.dtype), hits.sum()
+    hits = (guessed == column) & (weight > 0)
+    return loss, gradient.to(draft.dtype), hits.float().sum()
 
 
 @dataclass(frozen=True, slots=True)

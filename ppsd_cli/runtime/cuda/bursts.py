@@ -25,10 +25,7 @@ from ppsd_cli.runtime.cuda.control import TICKS
 from ppsd_cli.runtime.cuda.lanes import HeadLane, StageLane, run_blocks
 from ppsd_cli.runtime.cuda.march import inside
 from ppsd_cli.runtime.cuda.ticks import Pod, block_of
-from ppsd_cli.runtime.cuda.tiles import ROWS, Tile, power_of_two
-
-MOST_GUESSES = ROWS - 1
-"""Guesses of one burst at most: all its rows share a tensor-core product."""
+from ppsd_cli.runtime.cuda.tiles import MOST_GUESSES, Tile, power_of_two
 
 
 class BurstPod:

@@ -25,12 +25,12 @@ from ppsd_cli.core.plan import (
     Target,
     TickResult,
 )
-from ppsd_cli.errors import ConfigError, StageError
+from ppsd_cli.errors import StageError
 from ppsd_cli.model.heads import DraftHead
 from ppsd_cli.model.stage import Stage
 from ppsd_cli.runtime.cuda.board import Entry
 from ppsd_cli.runtime.cuda.burst_log import BurstRecord
-from ppsd_cli.runtime.cuda.bursts import MOST_GUESSES, BurstPod
+from ppsd_cli.runtime.cuda.bursts import BurstPod
 from ppsd_cli.runtime.cuda.control import TICKS
 from ppsd_cli.runtime.cuda.crew import Crew, Fetched
 from ppsd_cli.runtime.cuda.lanes import is_cut
@@ -116,10 +116,7 @@ class GraphRunner:
 
     @torch.inference_mode()
     def submit(self, plan: Plan) -> None:
-        """Launch one tick; for a prompt chunk, run it through all stages.
-
-        ConfigError for bursts longer than the kernels serve.
-        """
+        """Launch one tick; for a prompt chunk, run it through all stages."""
         with self._crew.stream():
             if isinstance(plan, Prompt):
                 asked = self._prompt(plan)
@@ -180,27 +177,15 @@ class GraphRunner:
 
     def _begin(self, request: Request) -> None:
         """A new answer: nothing of the last one comes back."""
-        if request.draft_length > MOST_GUESSES:
-            raise ConfigError(
-                f"--draft-length {request.draft_length}: on a GPU one burst verifies at most "
-                f"{MOST_GUESSES} guesses; choose 1 to {MOST_GUESSES}"
-            )
-        if request.draft_length and len(self._crew.members) > 1:
-            raise ConfigError(
-                "--decoder eesd: its stages take turns, so it runs on one GPU; choose one with "
-                "--devices cuda:0"
-            )
-        if request.width > 1 and len(self._crew.members) > 1:
-            raise ConfigError(
-                f"--width {request.width}: trees run on one GPU; choose one with --devices cuda:0"
-            )
+        alone = len(self._crew.members) == 1
+        assert alone or not request.draft_length, "bursts run on one GPU"
+        assert alone or request.width == 1, "trees run on one GPU"
         self._request = request
         if request.width > 1 and request.width not in self._trees:
             self._trees[request.width] = TreePod(self._pod, request.width)
         kinds = [TickKind(tuple(range(self.stages)), drafts=True)]
         if not request.drafting:
             kinds = [TickKind((s,), drafts=False) for s in range(self.stages)]
-        alone = len(self._crew.members) == 1
         ticks = stretch_of(self._weight_bytes) if alone and not request.keep_logits else 1
         self._cycle = (*kinds,) * -(-ticks // len(kinds))
         self._unit = len(self._cycle) if alone else 1

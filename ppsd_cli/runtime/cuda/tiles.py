@@ -10,6 +10,9 @@ from dataclasses import dataclass
 ROWS = 16
 """Rows that a tensor-core product is padded to; the widest call."""
 
+MOST_GUESSES = ROWS - 1
+"""Guesses of one burst at most: all its rows share a tensor-core product."""
+
 SPLIT = 512
 """Slots that one program of attention reads, where that takes at most ``ATTENTION`` programs."""
 

@@ -10,7 +10,8 @@ from itertools import zip_longest
 
 from ppsd_cli.bench_records import Contender
 from ppsd_cli.errors import AssetError, PpsdError, ResourceError
-from ppsd_cli.tasks.bench.decoders import Decoder, EngineDecoder
+from ppsd_cli.runtime.engine import check_engine
+from ppsd_cli.tasks.bench.decoders import Decoder, EngineDecoder, Metered
 from ppsd_cli.tasks.bench.forced import (
     DRAFT_LENGTHS,
     best_draft_length,
@@ -32,9 +33,9 @@ class Shapes:
     """The pipelines of a run.
 
     ``plain``: one stage. ``threads``: the counts to try for what runs in one process, the
-    preferred one first. ``chain``: PPSD's stages, with the head. ``bursts``: EESD's, one for each
-    head, the given head first. ``transformers``: None, or why it cannot run. ``tree_scale``: as
-    in ``core.plan.Request``.
+    preferred one first. ``chain``: PPSD's stages, with the head; those of trees are the same but
+    for the width. ``bursts``: EESD's, one for each head, the given head first. ``transformers``:
+    None, or why it cannot run. ``tree_scale``: as in ``core.plan.Request``.
     """
 
     plain: Shape
@@ -87,7 +88,8 @@ class Stable:
             width=contender.width,
             tree_scale=self._shapes.tree_scale,
         )
-        return Rival(contender, decoder, loaded, plain)
+        metered = [Metered(each, loaded.meter) for each in (decoder, plain)]
+        return Rival(contender, metered[0], loaded, metered[1])
 
     def shape(self, contender: Contender) -> Shape:
         """The pipeline of one of our own contenders."""
@@ -98,7 +100,8 @@ class Stable:
         elif contender.decoder == "ar" and len(contender.split) == 1:
             shape = self._shapes.plain
         else:
-            shape = self._shapes.chain
+            chain = self._shapes.chain
+            shape = replace(chain, config=replace(chain.config, width=contender.width))
         return shape.with_threads(contender.threads)
 
     def keep(self, contenders: list[Contender]) -> None:
@@ -195,6 +198,7 @@ class Stable:
         """Adds to ``found``, so that one head stays where the next cannot be loaded."""
         lengths = (wish.draft_length,) if wish.draft_length else DRAFT_LENGTHS
         for shape in self._shapes.bursts:
+            check_engine(shape.config, draft_length=max(lengths))
             tried = replace(_contender("eesd", "eesd", shape, exact=False), draft_length=lengths[0])
             if found:
                 tried = replace(tried, threads=found[0].threads)
@@ -212,12 +216,13 @@ class Stable:
             return
         contender = _contender(name, name, self._shapes.plain, exact=False)
         try:
-            decoder = self.open(contender).decoder
+            rival = self.open(contender)
         except (AssetError, ResourceError) as error:
             decision.skipped.append((name, str(error)))
             return
-        assert isinstance(decoder, TransformersDecoder)
-        reason = refusal(decoder, probe.prompts[0], replace(probe.limits, max_new_tokens=4))
+        limits = replace(probe.limits, max_new_tokens=4)
+        kind = type(rival.loaded.thing).__name__
+        reason = refusal(rival.decoder, probe.prompts[0], limits, kind=kind)
         if reason is not None:
             decision.skipped.append((name, reason))
             return
@@ -262,7 +267,7 @@ class Stable:
         exit_layer = self._shapes.chain.config.split[0]
         early = exit_layer if contender.decoder == "hf-early-exit" else None
         decoder = TransformersDecoder(loaded.thing, early, contender.threads or config.threads)
-        return Rival(contender, decoder, loaded)
+        return Rival(contender, Metered(decoder, loaded.meter), loaded)
 
 
 def _contender(name: str, decoder: str, shape: Shape, *, exact: bool) -> Contender:

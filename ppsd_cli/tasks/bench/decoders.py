@@ -20,6 +20,7 @@ from ppsd_cli.core.stats import RunStats, StatsBuilder
 from ppsd_cli.runtime.engine import Drafting, Engine
 from ppsd_cli.tasks.bench.faults import memory_errors
 from ppsd_cli.tasks.bench.forced import ForcedTree
+from ppsd_cli.tasks.bench.memory import GpuMeter
 
 GREEDY = Sampling()
 Forced = tuple[int, ...] | ForcedTree
@@ -83,6 +84,20 @@ class EngineDecoder:
         with memory_errors("the pipeline's answer"):
             events = self.engine.answer(prompt, sampling=GREEDY, limits=limits, drafting=drafting)
             return _follow(events, self.engine.runner.stages)
+
+
+@dataclass(frozen=True, slots=True)
+class Metered:
+    """A decoder whose every answer its engine's meter counts."""
+
+    decoder: Decoder
+    meter: GpuMeter
+
+    def answer(
+        self, prompt: tuple[int, ...], limits: Limits, forced: Forced | None = None
+    ) -> Answered:
+        """The decoder's answer."""
+        return self.meter.running(lambda: self.decoder.answer(prompt, limits, forced))
 
 
 def _follow(events: Iterator[Event], stages: int) -> Answered:

@@ -62,8 +62,8 @@ class Journal:
         return self.samples[place]
 
     def remember_memory(self, contender: str, size: int) -> None:
-        """Peak memory of a contender in bytes; the largest counts."""
-        if size > self.memory.get(contender, 0):
+        """Peak memory of a contender in bytes; the largest counts. Nothing before a sample."""
+        if self.samples and size > self.memory.get(contender, 0):
             self.memory[contender] = size
             self._write({"kind": "memory", "contender": contender, "bytes": size})
 

@@ -7,7 +7,7 @@ from ppsd_cli.bench_records import Contender, Difference, Key, Question, Sample
 from ppsd_cli.core.events import Event
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.tasks.bench.contenders import Rival
-from ppsd_cli.tasks.bench.decoders import Answered, Forced, plain_logits
+from ppsd_cli.tasks.bench.decoders import Forced, plain_logits
 from ppsd_cli.tasks.bench.forced import forced_drafts, forced_tree
 from ppsd_cli.tasks.bench.gates import first_difference
 from ppsd_cli.tasks.bench.journal import Journal
@@ -16,6 +16,7 @@ from ppsd_cli.tasks.bench.rounding import rounding_tolerance
 from ppsd_cli.tasks.bench.talk import Message, Talk, user
 
 WARMUP_TOKENS = 8
+_Drafting = tuple[str, int | None, str | None, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class Measurement:
         self._journal, self._show = journal, show
         self._restored = frozenset(journal.samples)
         self._rounds = 0
+        self._own: dict[tuple[_Drafting, Key], tuple[int, ...]] = {}
         self.judged: list[Sample] = []
         """Samples that have been held against plain decoding's."""
         self.grid_events: tuple[Event, ...] = ()
@@ -131,10 +133,8 @@ class Measurement:
 
     def _measure(self, rival: Rival, key: Key, prompt: tuple[int, ...]) -> Sample:
         contender = rival.contender
-        forced = self._forced(contender, key)
-        answered: Answered = rival.loaded.meter.running(
-            lambda: rival.decoder.answer(prompt, self._course.limits, forced)
-        )
+        forced = self._forced(rival, key, prompt)
+        answered = rival.decoder.answer(prompt, self._course.limits, forced)
         if contender.name == "ppsd" and not self.grid_events:
             self.grid_events = answered.events
         return Sample(
@@ -149,11 +149,12 @@ class Measurement:
             first_tokens=answered.first_tokens,
         )
 
-    def _forced(self, contender: Contender, key: Key) -> Forced | None:
+    def _forced(self, rival: Rival, key: Key, prompt: tuple[int, ...]) -> Forced | None:
         """Guesses of the fixed quality."""
+        contender = rival.contender
         if contender.acceptance is None:
             return None
-        answer, seed = self._right_answer(contender, key).token_ids, self._course.seed
+        answer, seed = self._right_answer(rival, key, prompt), self._course.seed
         if contender.among is not None:
             fixed = contender.acceptance, contender.among
             return forced_tree(answer, fixed, contender.width, seed=seed, key=key)
@@ -172,16 +173,23 @@ class Measurement:
         samples = self._journal.samples
         return samples[first] if first in samples else samples[here]
 
-    def _right_answer(self, contender: Contender, key: Key) -> Sample:
+    def _right_answer(self, rival: Rival, key: Key, prompt: tuple[int, ...]) -> tuple[int, ...]:
         """What fixed-acceptance drafts are made from: plain decoding's answer. For a decoder of
         wider matrices its own, drafted freely, because after a difference of rounding every draft
-        from plain decoding's would be wrong.
+        from plain decoding's would be wrong; asked for here if it does not take part by itself.
         """
+        contender = rival.contender
+        if contender.exact:
+            return self._expected(key).token_ids
         free = [r.contender for r in self._rivals if r.contender.acceptance is None]
-        own = [each.name for each in free if _same_drafting(each, contender)]
-        if contender.exact or not own:
-            return self._expected(key)
-        return self._journal.samples[own[0], key]
+        names = [each.name for each in free if _drafting(each) == _drafting(contender)]
+        if names:
+            return self._journal.samples[names[0], key].token_ids
+        place = _drafting(contender), replace(key, repetition=1)
+        if place not in self._own:
+            self._own[place] = rival.decoder.answer(prompt, self._course.limits).token_ids
+            settle()
+        return self._own[place]
 
     def _judge(self, rival: Rival, key: Key, prompt: tuple[int, ...]) -> None:
         """Hold a sample against plain decoding's and show it."""
@@ -232,11 +240,6 @@ class Measurement:
                 self._journal.remember_memory(rival.contender.name, peak)
 
 
-def _same_drafting(one: Contender, other: Contender) -> bool:
-    """Whether two contenders verify matrices of the same shapes with the same head."""
-    return (one.decoder, one.draft_length, one.head, one.width) == (
-        other.decoder,
-        other.draft_length,
-        other.head,
-        other.width,
-    )
+def _drafting(contender: Contender) -> _Drafting:
+    """The same for contenders that verify matrices of the same shapes with the same head."""
+    return contender.decoder, contender.draft_length, contender.head, contender.width

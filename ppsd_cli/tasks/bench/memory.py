@@ -31,37 +31,33 @@ def _highest_resident(pid: int) -> int | None:
 
 
 class GpuMeter:
-    """What one contender adds to the GPUs of this process: its loading, and its answers' peak.
+    """What one engine adds to the GPUs of this process, at most, from before its weights load.
 
-    Other contenders' weights are on the same GPUs and do not count.
+    Whatever it does runs in ``running``: loading, trials, the warm-up, in which graphs and buffers
+    are made that stay, and answers. Others on the same GPUs do not count.
     """
 
     def __init__(self, devices: Sequence[str]) -> None:
         self._devices = sorted({device for device in devices if device.startswith("cuda")})
         self._held = 0
-        self._extra = 0
+        self._peak = 0
 
     @property
     def peak(self) -> int | None:
         """Bytes; None on a CPU."""
-        return self._held + self._extra if self._devices else None
-
-    def loading(self, load: Callable[[], T]) -> T:
-        """Load something, and count what stays."""
-        before = self._allocated()
-        loaded = load()
-        self._held += self._allocated() - before
-        return loaded
+        return self._peak if self._devices else None
 
     def running(self, run: Callable[[], T]) -> T:
-        """Run something, and count what it needs beside that."""
+        """Run something, and count what it needs on the way and what stays."""
         for device in self._devices:
             torch.cuda.reset_peak_memory_stats(device)
         before = self._allocated()
-        done = run()
-        peak = sum(torch.cuda.max_memory_allocated(device) for device in self._devices)
-        self._extra = max(self._extra, peak - before)
-        return done
+        try:
+            return run()
+        finally:
+            highest = sum(torch.cuda.max_memory_allocated(device) for device in self._devices)
+            self._peak = max(self._peak, self._held + highest - before)
+            self._held += self._allocated() - before
 
     def _allocated(self) -> int:
         return sum(torch.cuda.memory_allocated(device) for device in self._devices)

@@ -69,7 +69,7 @@ class Pool:
         """The model as transformers loads it."""
         if (dtype, device) not in self._models:
             meter = GpuMeter((device,))
-            model = meter.loading(lambda: load_transformers(self._folder, dtype, device))
+            model = meter.running(lambda: load_transformers(self._folder, dtype, device))
             self._models[dtype, device] = Loaded(model, meter)
         return self._models[dtype, device]
 
@@ -98,7 +98,7 @@ def settle() -> None:
 def _load(shape: Shape) -> Loaded:
     meter = GpuMeter(shape.config.devices)
     with memory_errors("loading the pipeline"):
-        engine = meter.loading(lambda: open_engine(shape.config, processes=shape.processes))
+        engine = meter.running(lambda: open_engine(shape.config, processes=shape.processes))
     pids: tuple[int, ...] = ()
     with contextlib.suppress(AttributeError):  # only runners of stage processes have them
         pids = tuple(engine.runner.pids)  # type: ignore[attr-defined]

@@ -45,7 +45,8 @@ def load_prompt_file(path: Path) -> tuple[TaskInfo, tuple[Question, ...]]:
     A JSON line has ``turns`` (a list of texts) or ``prompt`` (one text), and may have
     ``question_id`` and ``category``. A file is read as JSON lines when it is called ``.jsonl`` or
     its first line begins with ``{``, unless it is called ``.txt``. AssetError, with the line's
-    number or the byte's offset, for anything else; also for a file without a prompt.
+    number or the byte's offset, for anything else; also for a file without a prompt. The record
+    has the file's name and checksum but not its folder, which is nobody else's business.
     """
     where = str(path)
     data = _read(path)
@@ -59,14 +60,15 @@ def load_prompt_file(path: Path) -> tuple[TaskInfo, tuple[Question, ...]]:
         )
     if not questions:
         raise AssetError(f"{where} holds no prompt; write one a line")
+    digest = hashlib.sha256(data).hexdigest()
     info = TaskInfo(
         name=path.name,
         about="prompts of your own",
-        source=where,
+        source=f"{path.name} (sha256 {digest[:16]})",
         licence="not known",
         questions=len(questions),
         size=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=digest,
     )
     return info, questions
 

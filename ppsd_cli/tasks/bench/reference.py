@@ -10,7 +10,7 @@ import torch
 
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.errors import AssetError
-from ppsd_cli.tasks.bench.decoders import Answered, Forced
+from ppsd_cli.tasks.bench.decoders import Answered, Decoder, Forced
 from ppsd_cli.tasks.bench.faults import first_line, foreign_errors, memory_errors
 
 
@@ -118,13 +118,12 @@ class TransformersDecoder:
         )
 
 
-def refusal(decoder: TransformersDecoder, prompt: tuple[int, ...], limits: Limits) -> str | None:
-    """Why this model cannot be decoded so, in one line; None where it can."""
+def refusal(decoder: Decoder, prompt: tuple[int, ...], limits: Limits, *, kind: str) -> str | None:
+    """Why a model of this kind cannot be decoded so, in one line; None where it can."""
     try:
         decoder.answer(prompt, limits)
     except Exception as error:  # noqa: BLE001 (another project's code: whatever it raises)
-        name = type(decoder.model).__name__
-        return f"transformers' generate refuses {name} here: {first_line(error.__cause__ or error)}"
+        return f"transformers' generate refuses {kind} here: {first_line(error.__cause__ or error)}"
     return None
 
 

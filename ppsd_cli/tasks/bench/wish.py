@@ -38,6 +38,12 @@ def check_wish(wish: Wish) -> None:
     _check_trees(wish)
 
 
+def check_shares(wish: Wish) -> None:
+    """ConfigError for shares of trees without a tree, once the profile's width is known."""
+    if wish.among and not wish.widths:
+        raise ConfigError("--acceptance with two shares is for trees; add --width, such as 4")
+
+
 def _check_trees(wish: Wish) -> None:
     for acceptance, among in zip(wish.acceptance, wish.among, strict=False):
         if not acceptance <= among <= 1:
@@ -49,5 +55,3 @@ def _check_trees(wish: Wish) -> None:
         check_width(width)
     if wish.widths and "ppsd" not in wish.decoders:
         raise ConfigError("--width is for ppsd, which --decoders does not name")
-    if wish.among and not wish.widths:
-        raise ConfigError("--acceptance with two shares is for trees; add --width, such as 4")

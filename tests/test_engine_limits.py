@@ -1,0 +1,88 @@
+"""What the CUDA engine does not serve is refused before weights load. No GPU: it is pretended."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from cli_model import Ppsd, save_cli_model
+
+from ppsd_cli.commands import answer
+from ppsd_cli.errors import ConfigError
+from ppsd_cli.runtime import engine
+from ppsd_cli.runtime.pipeline import PipelineConfig
+from ppsd_cli.tasks.bench import pool
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> Path:
+    return save_cli_model(tmp_path_factory.mktemp("limits-model"))
+
+
+def loads(*_args, **_options):
+    raise AssertionError("weights are loaded")
+
+
+@pytest.fixture(autouse=True)
+def gpus(monkeypatch):
+    """Two devices with the graph engine, on which nothing may be loaded."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(engine, "has_graphs", lambda config: config.devices[0] != "cpu")
+    for module in (answer, pool):
+        monkeypatch.setattr(module, "open_engine", loads)
+
+
+@pytest.fixture
+def ppsd(capsys, monkeypatch, model, tmp_path) -> Ppsd:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("PPSD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("PPSD_MODEL", raising=False)
+    return Ppsd(capsys, monkeypatch, model)
+
+
+BURSTS = ("--decoder", "eesd", "--split", "3,3")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--devices", "cuda:0", "--draft-length", "16"), "--draft-length 16: on a GPU"),
+        (("--devices", "cuda:0,cuda:1"), "runs on one GPU; use --devices cuda:0"),
+        (("--devices", "cuda:0", "--width", "4"), "--width 4 is for --decoder ppsd"),
+    ],
+    ids=str,
+)
+def test_generate_refuses(ppsd, options, says):
+    result = ppsd.generate("--prompt", "hello", *BURSTS, *options)
+    assert (result.code, result.out) == (2, "")
+    assert says in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+def test_bench_refuses_a_draft_length(ppsd, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("hello world\n")
+    args = ("--split", "3,3", "--devices", "cuda:0", "--decoders", "eesd", "--draft-length", "16")
+    result = ppsd.run("bench", "--prompts", str(prompts), "-m", ppsd.model, "--offline", *args)
+    assert (result.code, result.out) == (2, "")
+    assert "choose 1 to 15" in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("devices", "length", "says"),
+    [
+        (("cuda:0", "cuda:0"), 15, None),
+        (("cuda", "cuda:0"), 0, None),
+        (("cuda:0", "cuda:1"), 0, None),
+        (("cpu", "cpu"), 64, None),
+        (("cuda:0", "cuda:0"), 16, "choose 1 to 15"),
+        (("cuda:1", "cuda:0"), 1, "use --devices cuda:1"),
+    ],
+)
+def test_what_the_engine_serves(devices, length, says):
+    config = PipelineConfig("x", "sha256:0", (3, 3), devices, "float32", 128)
+    if says is None:
+        engine.check_engine(config, draft_length=length)
+        return
+    with pytest.raises(ConfigError, match=says):
+        engine.check_engine(config, draft_length=length)
