@@ -175,8 +175,8 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
     ),
     "the counter of finished splits is not reset": (
         "attention",
-        "tl.store(count_ptr + m, 0)",
-        "tl.store(count_ptr + m, 2)",
+        "tl.store(count_ptr + tl.program_id(0), 0)",
+        "tl.store(count_ptr + tl.program_id(0), 2)",
         "long",
     ),
     "noise of the position before": (
@@ -184,5 +184,78 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
         ".to(tl.int64) + 1",
         ".to(tl.int64)",
         "sampled",
+    ),
+    # trees
+    "any child of the root is taken for the right one": (
+        "tree_control",
+        "heir = lives & (behind == 0) & (token == target)",
+        "heir = lives & (behind == 0)",
+        "tree",
+    ),
+    "what is not below the new root stays live": (
+        "tree_control",
+        "stays = tl.where(behind == 0, heir, (above >> (parent & 15)) & 1 > 0)",
+        "stays = tl.where(behind == 0, heir, lives)",
+        "tree",
+    ),
+    "slots of dead nodes are lost": (
+        "tree_control",
+        "slots < 4611686018427387904",
+        "slots < 0",
+        "tree",
+    ),
+    "free slots are not in order": (
+        "tree_control",
+        "before = other[None, :] < slots[:, None]",
+        "before = other[None, :] > slots[:, None]",
+        "tree",
+    ),
+    "guesses stand on the level of the last tick only": (
+        "tree_control",
+        "leaves = tl.where(alive != 0, at, leaves)",
+        "leaves = leaves",
+        "tree",
+    ),
+    "a branch sees its siblings": (
+        "attention",
+        "seen = (owner <= horizon)[None, :]",
+        "seen = (owner < 2147483647)[None, :]",
+        "tree",
+    ),
+    "a node does not see its path": (
+        "attention",
+        "seen = seen | (owner[None, :] == node[:, None])",
+        "seen = seen | ((owner[None, :] == node[:, None]) & (j == 0))",
+        "tree",
+    ),
+    "the head sees its near ancestors twice": (
+        "attention",
+        "seen = seen & (slot[None, :] != near[:, None])",
+        "seen = seen & (slot[None, :] != near[:, None] + 10000)",
+        "tree",
+    ),
+    "the head reads states of another path": (
+        "tree_control",
+        "slot = tl.load(kin_ptr + row * (LAGS + 1) + lag)",
+        "slot = tl.load(kin_ptr + 0 * row * (LAGS + 1) + lag)",
+        "tree",
+    ),
+    "scores of paths do not add up": (
+        "tree_control",
+        "score = tl.load(score_ptr + leaf, mask=ok, other=0.0) + share",
+        "score = share",
+        "tree",
+    ),
+    "shares are not of the whole vocabulary": (
+        "tree_choice",
+        "share = scores * tl.load(scale_ptr) - (top + tl.log(tl.sum(weight, axis=0)))",
+        "share = scores * tl.load(scale_ptr)",
+        "tree",
+    ),
+    "the best guess is taken again and again": (
+        "tree_choice",
+        "keys = tl.where(keys == best, -9223372036854775807, keys)",
+        "keys = tl.where(keys == best + 1, -9223372036854775807, keys)",
+        "tree",
     ),
 }

@@ -15,6 +15,7 @@ import triton_cpu
 from cuda_cases import VOCABULARY, Small, ask, assert_exact, assert_same_events, prompt
 from cuda_faults import FAULTS
 from models import forced_drafts
+from trees import right_and_ranks
 
 from ppsd_cli.core.plan import Sampling
 from ppsd_cli.runtime.cuda.tiles import SPLIT
@@ -111,6 +112,7 @@ class Checks:
             "window": self._equality("mistral", (3,), prompt(12), count=2, **plain),
             "long": self._equality("llama", (4,), long, count=4, **plain),
             "leftovers": self._leftovers(),
+            "tree": self._tree(deep),
             "several": self._equality(
                 "biases", STAGES, prompt(9), count=COUNT, groups=(1, 2), **guessed
             ),
@@ -138,6 +140,20 @@ class Checks:
             run = ask(model.graph(split, head=head, groups=groups), text, **options)
             assert_exact(run, reference)
             assert_same_events(run, expected)
+
+        return check
+
+    def _tree(self, head):
+        """An answer by trees, with guesses right at various ranks; the prompt is two chunks."""
+        model = self._small("biases")
+        reference = model.plain(prompt(9), COUNT + 3)
+        options = {"count": COUNT + 3, "width": 3} | right_and_ranks(reference, 3, seed=1)
+        expected = ask(model.local(STAGES, head=head, width=3), prompt(9), **options)
+
+        def check():
+            run = ask(model.graph(STAGES, head=head, width=3), prompt(9), **options)
+            assert run.ids == reference.ids
+            assert_same_events(run, expected, tree=True)
 
         return check
 
@@ -175,7 +191,7 @@ def checks(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "check", ["chain", "sampled", "naive", "window", "long", "leftovers", "several"]
+    "check", ["chain", "sampled", "naive", "window", "long", "leftovers", "tree", "several"]
 )
 def test_without_a_fault_the_check_passes(checks, check):
     checks.run(check)
