@@ -9,6 +9,7 @@ import pytest
 from cli_model import Ppsd, save_cli_model
 
 import ppsd_cli
+from ppsd_cli.commands import bench_setup
 from ppsd_cli.tasks.bench import measure, pool, trials
 from ppsd_cli.tasks.bench.decoders import EngineDecoder
 from ppsd_cli.tasks.bench.forced import ForcedTree
@@ -176,6 +177,15 @@ def test_every_contender_runs_in_stages_of_its_own_width(bench, monkeypatch):
     assert widths == {(1, 1), (2, 2), (4, 4)}
     stages = {(len(decoder.engine.config.split), decoder.width) for decoder, _ in notes}
     assert stages == {(1, 1), (3, 1), (3, 2), (3, 4)}
+
+
+def test_where_stages_serve_every_width_there_is_one_engine(bench, monkeypatch):
+    """As on a GPU, where a second one would hold the weights again."""
+    monkeypatch.setattr(bench_setup, "has_graphs", lambda _config: True)
+    notes = answers_of(monkeypatch)
+    assert bench("--width", "2,4", "--limit", "1").code == 0
+    widths = {(decoder.width, decoder.engine.config.width) for decoder, _ in notes}
+    assert widths == {(1, 1), (1, 4), (2, 4), (4, 4)}, "plain decoding has one stage of its own"
 
 
 @pytest.mark.parametrize("decoders", [(), ("--decoders", "ar,ppsd")], ids=["alone", "with ppsd"])

@@ -18,7 +18,7 @@ from ppsd_cli.model.head_files import read_info
 from ppsd_cli.model.places import random_model
 from ppsd_cli.model.random_weights import RANDOM_BLOCK, RANDOM_DEEP
 from ppsd_cli.runtime.children import allowed_cores
-from ppsd_cli.runtime.engine import check_engine, default_threads
+from ppsd_cli.runtime.engine import check_engine, default_threads, has_graphs
 from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
 from ppsd_cli.tasks.bench.contenders import Shapes
 from ppsd_cli.tasks.bench.environment import environment
@@ -162,12 +162,19 @@ def _default_decoders(plan: Plan, options: BenchOptions) -> tuple[str, ...]:
 
 
 def _shapes(choice: ModelChoice, flags: Settings, plan: Plan) -> Shapes:
-    """The pipelines of all contenders, made from that of PPSD."""
-    chain, layers = replace(plan.config, width=1), plan.spec.layers
+    """The pipelines of all contenders, made from that of PPSD.
+
+    The graph runner's stages are the same for every width, so there one engine serves all and the
+    weights are in memory once; elsewhere each width has stages of its own.
+    """
+    chain, layers = plan.config, plan.spec.layers
+    if not has_graphs(chain):
+        chain = replace(chain, width=1)
     on_cpu = chain.devices[0] == "cpu"
     random = random_model(plan.files.folder) is not None
     plain = replace(
         chain,
+        width=1,
         split=(layers,),
         devices=chain.devices[:1],
         head=None,

@@ -34,8 +34,9 @@ class Shapes:
 
     ``plain``: one stage. ``threads``: the counts to try for what runs in one process, the
     preferred one first. ``chain``: PPSD's stages, with the head; those of trees are the same but
-    for the width. ``bursts``: EESD's, one for each head, the given head first. ``transformers``:
-    None, or why it cannot run. ``tree_scale``: as in ``core.plan.Request``.
+    for the width, where that is not the widest anyway. ``bursts``: EESD's, one for each head, the
+    given head first. ``transformers``: None, or why it cannot run. ``tree_scale``: as in
+    ``core.plan.Request``.
     """
 
     plain: Shape
@@ -101,7 +102,8 @@ class Stable:
             shape = self._shapes.plain
         else:
             chain = self._shapes.chain
-            shape = replace(chain, config=replace(chain.config, width=contender.width))
+            width = max(contender.width, chain.config.width)
+            shape = replace(chain, config=replace(chain.config, width=width))
         return shape.with_threads(contender.threads)
 
     def keep(self, contenders: list[Contender]) -> None:
