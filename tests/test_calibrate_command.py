@@ -121,7 +121,7 @@ def test_a_tree_that_was_chosen_is_what_the_profile_runs(whole, ppsd, tmp_path, 
     profile = read_profile(whole[0])
     found = read_calibration(profile)
     chain = next(c for c in found.candidates if c.width == 1)
-    tree = replace(chain, width=4, tokens_per_second=99.0)
+    tree = replace(chain, width=4, tokens_per_second=9876.5)
     ran = Checked(tree, 90.0, 80.0, 95.0, 0.5, 0.6, first_token=0.2, end_to_end=40.0)
     changed = replace(
         found, candidates=(tree, *found.candidates), checked=(found.checked[0], ran), chosen=tree
@@ -140,7 +140,7 @@ def test_a_tree_that_was_chosen_is_what_the_profile_runs(whole, ppsd, tmp_path, 
     assert "Whole answers" in shown
     (row,) = [line for line in shown.splitlines() if "40.0" in line and "width 4" in line]
     assert "200" in row, "milliseconds to the first token"
-    (predicted,) = [line for line in shown.splitlines() if "99.0" in line]
+    (predicted,) = [line for line in shown.splitlines() if "9876.5" in line]
     assert " 4 " in predicted
 
 
