@@ -1,11 +1,10 @@
 """Attention of a few rows over a slot cache, in time that follows the length, not the capacity.
 
 Program (m, s) reads split ``s`` of key/value head ``m`` once for all its query rows, or for BR of
-them where programs are few. The size of a
-split depends on the position alone (SPLIT slots, doubled until at most MAX_SPLITS are needed), so
-a row's rounding does not depend on the cache's capacity, which only bounds the programs (SPLITS).
-The program that finishes last joins the splits in their order and leaves the counter at zero for
-the next launch.
+them where programs are few. The size of a split depends on the position alone (SPLIT slots, doubled
+until at most MAX_SPLITS are needed), so a row's rounding does not depend on the cache's capacity,
+which only bounds the programs (SPLITS). The program that finishes last joins the splits in their
+order and leaves the counter at zero for the next launch.
 
 In a tree a slot is not a position. ``owner`` [S] says which node holds each slot, as a number that
 grows with the tick of its entry. What entered up to the *horizon* is committed, and every row sees

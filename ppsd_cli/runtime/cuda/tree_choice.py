@@ -107,8 +107,6 @@ def rank_kernel(
     token_ptr,
     share_ptr,
     chunks,
-    W: tl.constexpr,
-    WP: tl.constexpr,
     KEEP: tl.constexpr,
     KP: tl.constexpr,
     BLOCK: tl.constexpr,

@@ -197,8 +197,6 @@ class TreePod(March):
             board.tokens,
             board.shares,
             self._chunks,
-            W=width,
-            WP=power_of_two(width),
             KEEP=width,
             KP=power_of_two(width),
             BLOCK=power_of_two(count),
