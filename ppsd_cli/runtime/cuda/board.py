@@ -55,6 +55,7 @@ class Board:
         self.stamps = torch.zeros(TICKS, stages, **whole)
         self.place = torch.zeros(stages, width, 2, **whole)
         self.place[:, :, 1] = slots
+        self.left_place = torch.zeros(1, 2, **whole)
         self.head_place = torch.zeros(2 + lags, 2, **whole)
         self.forced = torch.zeros(slots, **whole)
         self.noise = Noise(

@@ -101,8 +101,9 @@ class BurstPod:
         self._answer(sampling)
 
     def _layers(self, lane: StageLane, place: Tensor, stage: int) -> None:
+        stamp = None if lane.chooser is not None else self._pod.board.stamp(stage)
         for index in range(len(lane)):
-            call = lane.call(index, place, self._pod.board.stamp(stage))
+            call = lane.call(index, place, stamp)
             run_blocks(self._pod.launcher, [call], lane.shape, lane.stage.tables)
 
     def _guess(self, row: int, sampling: Sampling) -> None:

@@ -1,5 +1,9 @@
 """The boundary and the entry of a tick, decided on the device.
 
+At the boundary states and places go on by one stage, which needs no decision. So on one device the
+LM head of the last stage may run behind it, beside the draft head: the full model's token is taken
+in by the entry.
+
 The rule is ``core.tree``'s: the full model's token is final; if stage 0 had fed the same one the
 nodes behind it stay, otherwise they are void and the token is due. Here it is stated for a ledger
 of the last ticks: the node that leaves the last of n stages at tick t was fed at tick t - n, its
@@ -57,35 +61,30 @@ def boundary_kernel(
     log_ptr,
     place_ptr,
     head_place_ptr,
-    vote_ptr,
-    vote_id_ptr,
-    tiles,
+    left_place_ptr,
     move_ptr,
     states_ptr,
     box_ptr,
-    header_ptr,
     inputs_ptr,
     rings_ptr,
     trash,
-    STAGES: tl.constexpr,
     LOCAL: tl.constexpr,
     BOX: tl.constexpr,
     LAGS: tl.constexpr,
     RING: tl.constexpr,
     H: tl.constexpr,
     BH: tl.constexpr,
-    BLOCK: tl.constexpr,
     CLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Take in what the stages finished in the last tick, and decide.
+    """Hand on what the stages finished in the last tick.
 
-    Program 0 applies the rule and says where each stage's and the head's rows belong. Program i
+    Program 0 says where each stage's and the head's rows belong, and the row that has left the
+    last stage of this device (``left_place`` [1, 2]). Program i
     carries out move i - 1: (row, kind, where, stage, whether the row lies in the box), from
     ``states`` or box [rows, H] to the input of stage ``where`` (kind 0) or to ring ``where`` (kind
     1) of [taps, RING + 1, H], at the position of the node that left ``stage``; the last place of a
-    ring is for bubbles. ``LOCAL``: stages on this device; the target of the others' last stage
-    comes through the box, too.
+    ring is for bubbles. ``LOCAL``: stages on this device.
     """
     wait_for_predecessor(PDL)
     tick = tl.load(board_ptr)
@@ -106,32 +105,12 @@ def boundary_kernel(
     # The tick is counted by the entry kernel, after all programs here have read it.
     tick += 1
     tl.store(board_ptr + 10, tick)
-    epoch = tl.load(board_ptr + 1)
-    node = ledger_ptr + ((tick + 64 - STAGES) % 64) * 5
-    arrived = tl.load(node)
-    live = (arrived > 0) & (tl.load(node + 1) == epoch)
-    if LOCAL < STAGES:
-        target = tl.load(header_ptr + ((tick + 1) % 2) * 3 + 2, volatile=True)
-    else:
-        target = elect(vote_ptr, vote_id_ptr, tiles, BLOCK).to(tl.int64)
-    accepted = False
-    if STAGES > 1:
-        heir = ledger_ptr + ((tick + 64 - STAGES + 1) % 64) * 5
-        fed = (tl.load(heir) > 0) & (tl.load(heir + 1) == epoch)
-        accepted = live & fed & (tl.load(heir + 3) == target)
-    if live & (accepted == 0):
-        tl.store(board_ptr + 1, epoch + 1)
-        tl.store(board_ptr + 2, 1)
-        tl.store(board_ptr + 3, tl.load(node + 2) + 1)
-        tl.store(board_ptr + 4, target)
-    log = log_ptr + (tick % 64) * 12
-    tl.store(log, tick)
-    tl.store(log + 1, arrived)
-    tl.store(log + 2, tl.load(node + 4))
-    tl.store(log + 3, target)
-    tl.store(log + 4, live.to(tl.int64))
     if CLOCK:
+        log = log_ptr + (tick % 64) * 12
         tl.store(log + 10, tl.extra.cuda.globaltimer().to(tl.int64))
+    out = ledger_ptr + ((tick + 64 - LOCAL) % 64) * 5
+    tl.store(left_place_ptr, tl.load(out + 2))
+    tl.store(left_place_ptr + 1, tl.where(tl.load(out) > 0, tl.load(out + 2), trash))
     for s in tl.static_range(1, LOCAL):
         inside = ledger_ptr + ((tick + 64 - s) % 64) * 5
         there = tl.load(inside) > 0
@@ -163,30 +142,57 @@ def entry_kernel(
     vote_ptr,
     vote_id_ptr,
     tiles,
+    header_ptr,
+    guess_ptr,
+    guess_id_ptr,
+    guess_tiles,
     id_ptr,
     forced_ptr,
     embedding_ptr,
     inputs_ptr,
     trash,
+    STAGES: tl.constexpr,
+    LOCAL: tl.constexpr,
     H: tl.constexpr,
     BH: tl.constexpr,
     BLOCK: tl.constexpr,
+    GUESS_BLOCK: tl.constexpr,
     HEAD: tl.constexpr,
     MAPPED: tl.constexpr,
     CLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Choose what enters stage 0: the due token, the head's guess, or nothing; and embed it."""
+    """Take in the full model's token and apply the rule; choose what enters stage 0: the due token,
+    the head's guess, or nothing; and embed it.
+
+    The full model's token is elected by ``vote_ptr``; where the last stage is on another device
+    (``LOCAL`` < ``STAGES``) it comes through the box. ``guess_ptr``: the draft head's votes.
+    """
     wait_for_predecessor(PDL)
     tick = tl.load(board_ptr) + 1
     epoch = tl.load(board_ptr + 1)
-    due = tl.load(board_ptr + 2) > 0
+    node = ledger_ptr + ((tick + 64 - STAGES) % 64) * 5
+    arrived = tl.load(node)
+    live = (arrived > 0) & (tl.load(node + 1) == epoch)
+    if LOCAL < STAGES:
+        target = tl.load(header_ptr + ((tick + 1) % 2) * 3 + 2, volatile=True)
+    else:
+        target = elect(vote_ptr, vote_id_ptr, tiles, BLOCK).to(tl.int64)
+    accepted = False
+    if STAGES > 1:
+        heir = ledger_ptr + ((tick + 64 - STAGES + 1) % 64) * 5
+        fed = (tl.load(heir) > 0) & (tl.load(heir + 1) == epoch)
+        accepted = live & fed & (tl.load(heir + 3) == target)
+    flush = live & (accepted == 0)
+    epoch += flush.to(tl.int64)
+    due = flush | (tl.load(board_ptr + 2) > 0)
     newest = ledger_ptr + ((tick + 64 - 1) % 64) * 5
-    position = tl.load(board_ptr + 3)
-    token = tl.load(board_ptr + 4)
+    position = tl.where(flush, tl.load(node + 2) + 1, tl.load(board_ptr + 3))
+    token = tl.where(flush, target, tl.load(board_ptr + 4))
+    due_position, due_token = position, token
     enters = due
     if HEAD:
-        guess = elect_token(vote_ptr, vote_id_ptr, tiles, id_ptr, BLOCK, MAPPED)
+        guess = elect_token(guess_ptr, guess_id_ptr, guess_tiles, id_ptr, GUESS_BLOCK, MAPPED)
         alive = (tl.load(newest) > 0) & (tl.load(newest + 1) == epoch)
         drafts = alive & (tl.load(board_ptr + 6) > 0) & (due == 0)
         guessed_at = tl.load(newest + 2) + 1
@@ -199,6 +205,7 @@ def entry_kernel(
     enters = enters & (position < tl.load(board_ptr + 7))
     drafted = enters & (due == 0)
     serial = tl.load(board_ptr + 5)
+    left_serial = tl.load(node + 4)
     tl.debug_barrier()  # every warp has read the board before it changes
     position = tl.where(enters, position, 0)
     token = tl.where(enters, token, 0)
@@ -209,6 +216,11 @@ def entry_kernel(
     tl.store(mine + 3, token)
     tl.store(mine + 4, serial)
     log = log_ptr + (tick % 64) * 12
+    tl.store(log, tick)
+    tl.store(log + 1, arrived)
+    tl.store(log + 2, left_serial)
+    tl.store(log + 3, target)
+    tl.store(log + 4, live.to(tl.int64))
     tl.store(log + 5, enters.to(tl.int64))
     tl.store(log + 6, serial)
     tl.store(log + 7, position)
@@ -217,7 +229,10 @@ def entry_kernel(
     tl.store(place_ptr, position)
     tl.store(place_ptr + 1, tl.where(enters, position, trash))
     tl.store(board_ptr, tick)
+    tl.store(board_ptr + 1, epoch)
     tl.store(board_ptr + 2, tl.where(enters, 0, due.to(tl.int64)))
+    tl.store(board_ptr + 3, due_position)
+    tl.store(board_ptr + 4, due_token)
     tl.store(board_ptr + 5, serial + enters.to(tl.int64))
     h = tl.arange(0, BH)
     row = tl.maximum(token, 0)

@@ -327,11 +327,11 @@ class StageLane:
         """States [W, H] after the last layer."""
         return self._states[self.stage.part.last]
 
-    def call(self, index: int, place: Tensor, stamp: Stamp) -> BlockCall:
-        """Layer ``index`` of the stage. A stage with the LM head notes its time there."""
+    def call(self, index: int, place: Tensor, stamp: Stamp | None) -> BlockCall:
+        """Layer ``index`` of the stage. The last one notes its time as ``stamp`` says."""
         depth = self.stage.part.first + index
         x = self._states.get(depth, self._scratch.work) if index else self._source
-        ends = index == len(self) - 1 and self.chooser is None
+        ends = index == len(self) - 1
         return BlockCall(
             self._blocks[index],
             x,

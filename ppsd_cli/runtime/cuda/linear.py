@@ -168,27 +168,18 @@ def _short_products(
     PAIRED: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """``_row_products`` for K of at most four tiles: every weight is asked for before the wait."""
+    """``_row_products`` for K of few tiles: every weight is asked for before the wait."""
     cols = tl.arange(0, BK)
     EVEN: tl.constexpr = K % BK == 0
     PARTS: tl.constexpr = (K + BK - 1) // BK
-    low_0 = _weights(w_ptr, low, ok, cols, K, EVEN)
-    low_1, low_2, low_3 = low_0, low_0, low_0
-    if PARTS > 1:
-        low_1 = _weights(w_ptr, low, ok, BK + cols, K, EVEN)
-    if PARTS > 2:
-        low_2 = _weights(w_ptr, low, ok, 2 * BK + cols, K, EVEN)
-    if PARTS > 3:
-        low_3 = _weights(w_ptr, low, ok, 3 * BK + cols, K, EVEN)
-    high_0, high_1, high_2, high_3 = low_0, low_0, low_0, low_0
+    lows = (_weights(w_ptr, low, ok, cols, K, EVEN),)
+    for part in tl.static_range(1, PARTS):
+        lows = lows + (_weights(w_ptr, low, ok, part * BK + cols, K, EVEN),)
+    highs = lows
     if PAIRED:
-        high_0 = _weights(w_ptr, high, ok, cols, K, EVEN)
-        if PARTS > 1:
-            high_1 = _weights(w_ptr, high, ok, BK + cols, K, EVEN)
-        if PARTS > 2:
-            high_2 = _weights(w_ptr, high, ok, 2 * BK + cols, K, EVEN)
-        if PARTS > 3:
-            high_3 = _weights(w_ptr, high, ok, 3 * BK + cols, K, EVEN)
+        highs = (_weights(w_ptr, high, ok, cols, K, EVEN),)
+        for part in tl.static_range(1, PARTS):
+            highs = highs + (_weights(w_ptr, high, ok, part * BK + cols, K, EVEN),)
     wait_for_predecessor(PDL)
     sums_low = tl.zeros([BN, BK], dtype=tl.float32)
     sums_high = tl.zeros([BN, BK], dtype=tl.float32)
@@ -199,17 +190,9 @@ def _short_products(
         if NORM:
             squares += x * x
             x = x * tl.load(norm_ptr + here, mask=here < K, other=0.0).to(tl.float32)
-        if part == 0:
-            tile, pair = low_0, high_0
-        elif part == 1:
-            tile, pair = low_1, high_1
-        elif part == 2:
-            tile, pair = low_2, high_2
-        else:
-            tile, pair = low_3, high_3
-        sums_low += tile.to(tl.float32) * x[None, :]
+        sums_low += lows[part].to(tl.float32) * x[None, :]
         if PAIRED:
-            sums_high += pair.to(tl.float32) * x[None, :]
+            sums_high += highs[part].to(tl.float32) * x[None, :]
     a = tl.sum(sums_low, axis=1)[:, None]
     b = a
     if PAIRED:
@@ -245,7 +228,7 @@ def _sliced_products(
     PAIRED: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """``_dot_products`` for K of at most four tiles: every weight is asked for before the wait.
+    """``_dot_products`` for K of few tiles: every weight is asked for before the wait.
 
     Each warp multiplies a slice of K, so that the chain of dependent products is short.
     """
@@ -253,27 +236,16 @@ def _sliced_products(
     cols = tl.arange(0, S)[:, None] * BS + tl.arange(0, BS)[None, :]
     EVEN: tl.constexpr = K % BK == 0
     PARTS: tl.constexpr = (K + BK - 1) // BK
-    low_0 = _slice_tile(w_ptr, low, ok, cols, K, EVEN)
-    low_1, low_2, low_3 = low_0, low_0, low_0
-    if PARTS > 1:
-        low_1 = _slice_tile(w_ptr, low, ok, BK + cols, K, EVEN)
-    if PARTS > 2:
-        low_2 = _slice_tile(w_ptr, low, ok, 2 * BK + cols, K, EVEN)
-    if PARTS > 3:
-        low_3 = _slice_tile(w_ptr, low, ok, 3 * BK + cols, K, EVEN)
-    high_0, high_1, high_2, high_3 = low_0, low_0, low_0, low_0
-    if PAIRED:
-        high_0 = _slice_tile(w_ptr, high, ok, cols, K, EVEN)
-        if PARTS > 1:
-            high_1 = _slice_tile(w_ptr, high, ok, BK + cols, K, EVEN)
-        if PARTS > 2:
-            high_2 = _slice_tile(w_ptr, high, ok, 2 * BK + cols, K, EVEN)
-        if PARTS > 3:
-            high_3 = _slice_tile(w_ptr, high, ok, 3 * BK + cols, K, EVEN)
+    rows, there = low, ok
+    if PAIRED:  # both weight rows of a pair beside each other: one product, one sum over slices
+        rows = tl.reshape(tl.join(low, high), [2 * BN])
+        there = tl.reshape(tl.join(ok, ok), [2 * BN])
+    tiles = (_slice_tile(w_ptr, rows, there, cols, K, EVEN),)
+    for part in tl.static_range(1, PARTS):
+        tiles = tiles + (_slice_tile(w_ptr, rows, there, part * BK + cols, K, EVEN),)
     wait_for_predecessor(PDL)
     ws = tl.arange(0, WP)
-    sums_low = tl.zeros([S, BN, WP], dtype=tl.float32)
-    sums_high = tl.zeros([S, BN, WP], dtype=tl.float32)
+    sums = tl.zeros([S, 2 * BN if PAIRED else BN, WP], dtype=tl.float32)
     squares = tl.zeros([S, BS, WP], dtype=tl.float32)
     for part in tl.static_range(PARTS):
         here = part * BK + cols
@@ -284,19 +256,14 @@ def _sliced_products(
             squares += wide * wide
             gain = tl.load(norm_ptr + here, mask=here < K, other=0.0).to(tl.float32)
             x = (wide * gain[:, :, None]).to(x.dtype)
-        if part == 0:
-            tile, pair = low_0, high_0
-        elif part == 1:
-            tile, pair = low_1, high_1
-        elif part == 2:
-            tile, pair = low_2, high_2
-        else:
-            tile, pair = low_3, high_3
-        sums_low = tl.dot(tile, x, sums_low, input_precision="ieee")
-        if PAIRED:
-            sums_high = tl.dot(pair, x, sums_high, input_precision="ieee")
+        sums = tl.dot(tiles[part], x, sums, input_precision="ieee")
     total = tl.sum(tl.sum(squares, axis=0), axis=0)
-    return tl.sum(sums_low, axis=0), tl.sum(sums_high, axis=0), total
+    sum_low = tl.sum(sums, axis=0)
+    sum_high = sum_low
+    if PAIRED:
+        pairs = tl.reshape(sum_low, [BN, 2, WP])
+        sum_low, sum_high = tl.split(tl.permute(pairs, (0, 2, 1)))
+    return sum_low, sum_high, total
 
 
 @triton.jit
@@ -330,7 +297,7 @@ def products(
         a, b, squares = _dot_products(
             x_ptr, norm_ptr, w_ptr, low, high, ok, W, K, BN, BK, WP, NORM, PAIRED, PDL
         )
-    elif K <= 4 * BK:
+    elif K <= 4 * BK or K <= 1024:
         a, b, squares = _short_products(
             x_ptr, norm_ptr, w_ptr, low, high, ok, K, BN, BK, NORM, PAIRED, PDL
         )

@@ -33,6 +33,11 @@ class March:
     ``early``: layers that the other stages get ahead while the head drafts.
     """
 
+    late = False
+    """Whether the LM head runs at the start of the next tick, beside the draft head, in place of
+    the end of this one. The entry then takes in the full model's token.
+    """
+
     launcher: Launcher
     lanes: list[StageLane]
     head: HeadLane | None
@@ -48,8 +53,8 @@ class March:
         """Run the draft head."""
         raise NotImplementedError
 
-    def _entry(self, sampling: Sampling, *, drafts: bool) -> None:
-        """Choose what enters stage 0, and embed it."""
+    def _entry(self, sampling: Sampling, *, drafts: bool, first: bool = False) -> None:
+        """Choose what enters stage 0, and embed it. ``first``: see ``Launcher.flags``."""
         raise NotImplementedError
 
     def _push(self, sampling: Sampling, *, single: bool) -> bool:
@@ -61,7 +66,10 @@ class March:
 
     def _call(self, stage: int, index: int) -> BlockCall:
         """Layer ``index`` of a stage in this tick."""
-        return self.lanes[stage].call(index, self.board.place[stage], self.board.stamp(stage))
+        lane = self.lanes[stage]
+        noted = lane.chooser is not None and not self.late  # by the LM head
+        stamp = None if noted else self.board.stamp(stage)
+        return lane.call(index, self.board.place[stage], stamp)
 
     def stretch(self, kinds: Sequence[TickKind], sampling: Sampling, fork: Fork) -> None:
         """Launch ticks one after the other."""
@@ -82,6 +90,19 @@ class March:
         ahead = 0
         if kind.drafts and others:
             ahead = min(self.early, *(len(self.lanes[s]) - 1 for s in others))
+        joined = self._front(kind, sampling, fork, dict.fromkeys(others, 0), ahead)
+        starts = {s: 0 if s == 0 else ahead for s in active}
+        alone = not joined and 0 in active
+        single = not starts or self._together(starts, sampling, fork, alone=alone)
+        return self._push(sampling, single=single)
+
+    def _front(
+        self, kind: TickKind, sampling: Sampling, fork: Fork, others: dict[int, int], ahead: int
+    ) -> bool:
+        """All up to the entry, and what runs beside it. Returns whether branches end behind it."""
+        if self.late and 0 in kind.active:
+            self._late_front(kind, sampling, fork, others, ahead)
+            return False
 
         def front() -> None:
             if kind.drafts:
@@ -89,13 +110,26 @@ class March:
             self._entry(sampling, drafts=kind.drafts)
 
         if ahead:
-            fork([front, lambda: self._steps(dict.fromkeys(others, 0), ahead)])
+            fork([front, lambda: self._steps(others, ahead)])
         else:
             front()
-        starts = {s: 0 if s == 0 else ahead for s in active}
-        alone = not ahead and 0 in active
-        single = not starts or self._together(starts, sampling, fork, alone=alone)
-        return self._push(sampling, single=single)
+        return ahead > 0
+
+    def _late_front(
+        self, kind: TickKind, sampling: Sampling, fork: Fork, others: dict[int, int], ahead: int
+    ) -> None:
+        """The same with the LM head for what left the last stage; the entry joins them."""
+        if not kind.drafts:
+            self._output(sampling, first=False)
+            self._entry(sampling, drafts=False)
+            return
+
+        def beside() -> None:
+            self._output(sampling, first=True)
+            self._steps(others, ahead, first=False)
+
+        fork([lambda: self._draft(sampling), beside])
+        self._entry(sampling, drafts=True, first=True)
 
     def _together(
         self, starts: dict[int, int], sampling: Sampling, fork: Fork, *, alone: bool
@@ -107,7 +141,7 @@ class March:
         """
         last = len(self.lanes) - 1
         longest = max(len(self.lanes[s]) - at for s, at in starts.items())
-        if last not in starts or self.chooser is None:
+        if last not in starts or self.chooser is None or self.late:
             self._steps(starts, longest, first=not alone)
             return True
         before = len(self.lanes[last]) - starts[last]
@@ -146,10 +180,10 @@ class March:
         assert self.chooser is not None
         self.chooser.run(
             self.lanes[-1].result,
-            board.place[last],
+            board.left_place if self.late else board.place[last],
             sampling,
             board.noise,
-            stamp=board.stamp(last),
+            stamp=None if self.late else board.stamp(last),
             first=first,
         )
 

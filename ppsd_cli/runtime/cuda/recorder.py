@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 
+_FIRST = -3
+"""Priority of a stream; 0 is the usual one, and torch takes the nearest that a device has."""
+
+
 class Playable(Protocol):
     """A recorded piece of work."""
 
@@ -57,7 +61,8 @@ class Recorder:
 
     def __init__(self, device: torch.device, *, branches: int) -> None:
         self._device = device
-        self._main = torch.cuda.Stream(device)
+        # The main stream's branch of a fork is the longer one: its programs go first.
+        self._main = torch.cuda.Stream(device, priority=_FIRST)
         self._side = [torch.cuda.Stream(device) for _ in range(branches - 1)]
         self._back = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()

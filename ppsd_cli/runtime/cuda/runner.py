@@ -311,9 +311,13 @@ class GraphRunner:
         self._entries.pop(entry.tick - self.stages - 2, None)
         clock = self._clock_of(asked, entry)
         targets = self._arrivals(asked.number)
+        late, kept = self._pod.late, logits[0] if logits else None
+        if late:
+            self._kept = kept  # of the node that arrives at this tick
         if entry.arrived:
             targets = (*targets, self._target(entry))
-        self._kept = logits[0] if logits else None  # of the node that arrives at the next tick
+        if not late:
+            self._kept = kept  # at the next one
         if not entry.entered:
             return TickResult(clock, targets, ())
         if entry.token < 0:
@@ -348,7 +352,8 @@ class GraphRunner:
     def _clock_of(self, asked: _Asked, entry: Entry | Level) -> Ticked:
         times = self._clock
         begin = times.host(entry.boundary_time, asked.begin)
-        drafted = times.host(entry.entry_time, asked.begin)
+        drafting = self._request is not None and self._request.drafting
+        drafted = times.host(entry.entry_time, asked.begin) if drafting else begin
         end = times.host(entry.stage_times[0], perf_counter())
         return Ticked(asked.number, begin, begin, drafted, max(end, drafted))
 

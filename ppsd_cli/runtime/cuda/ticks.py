@@ -107,41 +107,42 @@ class Pod(March):
         assert self.head is not None
         self.head.run(self.board.head_place, sampling, self.board.noise)
 
+    @property
+    def late(self) -> bool:
+        """On one device."""
+        return self.first == 0 and len(self.lanes) == self.total
+
     def _boundary(self, sampling: Sampling, *, first: bool) -> None:
+        del sampling
         board, head = self.board, self.head
-        scores, columns, tiles = self._votes(sampling)
         boundary_kernel[(1 + len(self.moves),)](
             board.board,
             board.ledger,
             board.log,
             board.place,
             board.head_place,
-            scores,
-            columns,
-            tiles,
+            board.left_place,
             self._move_table,
             self.states,
             self.box.states,
-            self.box.header,
             self.inputs,
             self.states if head is None else head.rings,
             board.trash,
-            STAGES=self.total,
             LOCAL=board.stages,
             BOX=self.box.rows,
             LAGS=-1 if head is None else head.lags,
             RING=1 if head is None else head.ring,
             H=self.hidden,
             BH=power_of_two(self.hidden),
-            BLOCK=block_of(tiles),
             CLOCK=self.launcher.clock,
             **self.launcher.flags(Tile(0, 0, 8), first=first),
         )
 
-    def _entry(self, sampling: Sampling, *, drafts: bool) -> None:
+    def _entry(self, sampling: Sampling, *, drafts: bool, first: bool = False) -> None:
         board = self.board
-        chooser = self.head.chooser if drafts and self.head is not None else self.chooser
-        scores, columns, tiles = votes_of(chooser, sampling, nothing=self._nothing)
+        chooser = self.head.chooser if drafts and self.head is not None else None
+        scores, columns, tiles = self._votes(sampling)
+        guesses = votes_of(chooser, sampling, nothing=self._nothing)
         ids = None if chooser is None else chooser.token_ids
         entry_kernel[(1,)](
             board.board,
@@ -151,18 +152,23 @@ class Pod(March):
             scores,
             columns,
             tiles,
+            self.box.header,
+            *guesses,
             ids if ids is not None else board.board,
             board.forced,
             self.embedding,
             self.inputs,
             board.trash,
+            STAGES=self.total,
+            LOCAL=board.stages,
             H=self.hidden,
             BH=power_of_two(self.hidden),
             BLOCK=block_of(tiles),
+            GUESS_BLOCK=block_of(guesses[2]),
             HEAD=drafts,
             MAPPED=drafts and ids is not None,
             CLOCK=self.launcher.clock,
-            **self.launcher.flags(Tile(0, 0, 8), first=False),
+            **self.launcher.flags(Tile(0, 0, 8), first=first),
         )
 
     @property

@@ -68,11 +68,7 @@ def choose_tile(
     if not narrow:
         return Tile(16, min(power_of_two(inner), 256), 4)
     if inner <= 1024:
-        if outer >= 8192:
-            return Tile(8, 256, 4)
-        unpaired = 8 if members == 2 else 16
-        rows = (16 if outer >= 1024 or members > 2 else 8) if paired else unpaired
-        return Tile(rows, min(256, power_of_two(inner)), 8)
+        return _short_tile(inner, outer, paired=paired, members=members)
     if inner <= 2048:
         return Tile(8, 512, 8)
     if paired:
@@ -80,6 +76,21 @@ def choose_tile(
     if outer >= 65536:
         return Tile(8, 1024, 4)
     return Tile(4, 512, 4) if inner > 8192 else Tile(4, 2048, 8)
+
+
+def _short_tile(inner: int, outer: int, *, paired: bool, members: int) -> Tile:
+    """Of one row with K up to 1,024: every weight is asked for at once, so registers decide.
+
+    A quarter or half of a warp sums a row in each, whatever BN and the number of warps.
+    """
+    if outer >= 8192:
+        return Tile(8, 256, 4)
+    if not paired:
+        return Tile(16, min(64, power_of_two(inner)), 4)
+    columns = min(128, power_of_two(inner))
+    if outer < 1024 or members == 2:
+        return Tile(16, columns, 8)
+    return Tile(32, columns, 8) if members == 1 else Tile(8, columns, 4)
 
 
 def _wide_tile(inner: int, outer: int, *, paired: bool) -> Tile:

@@ -204,8 +204,9 @@ class TreePod(March):
             **self.launcher.flags(Tile(0, 0, 1 if count <= 512 else 4), first=False),
         )
 
-    def _entry(self, sampling: Sampling, *, drafts: bool) -> None:
+    def _entry(self, sampling: Sampling, *, drafts: bool, first: bool = False) -> None:
         del sampling
+        assert not first, "the draft head's ranking comes directly before"
         assert drafts, "a tree is drafted in every tick"
         pod, board = self._pod, self.board
         tree_entry_kernel[(self.width,)](
