@@ -48,7 +48,7 @@ def run_group(
         middle = layer.weights.down.shape[0]
         scratch = Scratch.of(launcher, shape, middle=middle, source=layer.x)
         block = Block.of(layer.weights, layer.window)
-        place = place_of(layer.position, layer.x.shape[0])
+        place = place_of(layer.position, layer.x.shape[0]).to(layer.x.device)
         out = torch.zeros_like(layer.x)
         calls.append(BlockCall(block, layer.x, out, layer.cache, place, scratch))
     run_blocks(launcher, calls, shape, tables)

@@ -98,6 +98,7 @@ def attend_kernel(
     kin_ptr,
     W: tl.constexpr,
     head_stride,
+    OUT: tl.constexpr,
     N: tl.constexpr,
     M: tl.constexpr,
     D: tl.constexpr,
@@ -116,6 +117,8 @@ def attend_kernel(
     PDL: tl.constexpr,
 ):
     """out [W, N * D] of queries [W, N, D]; a row at position p sees slots up to p - LAG.
+
+    Rows of ``out`` are ``OUT`` apart.
 
     ``place_ptr`` [W, 2]: positions (and slots) of the rows, ascending. ``WINDOW``: a row sees
     itself and WINDOW - 1 slots before it (0: all). ``LAG`` > 0 adds for each row its own ``near``
@@ -157,8 +160,9 @@ def attend_kernel(
         size *= 2
     splits = tl.maximum((end + size - 1) // size, 1)
     if s < splits:
-        at = row[:, None] * (N * D) + (m * G + r % G)[:, None] * D + d[None, :]
-        q = tl.load(q_ptr + at, mask=live[:, None], other=0.0)
+        here = (m * G + r % G)[:, None] * D + d[None, :]
+        at = row[:, None] * OUT + here
+        q = tl.load(q_ptr + row[:, None] * (N * D) + here, mask=live[:, None], other=0.0)
         top = tl.full([BR], float("-inf"), dtype=tl.float32)
         total = tl.zeros([BR], dtype=tl.float32)
         out = tl.zeros([BR, D], dtype=tl.float32)

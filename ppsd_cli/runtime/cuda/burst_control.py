@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from ppsd_cli.runtime.cuda.choice import elect, elect_token
-from ppsd_cli.runtime.cuda.control import normed
+from ppsd_cli.runtime.cuda.control import leave_tap
 from ppsd_cli.runtime.cuda.linear import wait_for_predecessor
 
 ROW_FIELDS = (
@@ -137,14 +137,16 @@ def burst_gather_kernel(
     source_ptr,
     norms_ptr,
     head_place_ptr,
-    out_ptr,
-    joined_ptr,
+    taps_ptr,
+    own_ptr,
+    beside_ptr,
     eps,
     trash,
     row,
     ROWS: tl.constexpr,
     W: tl.constexpr,
     LAGS: tl.constexpr,
+    STRIDE: tl.constexpr,
     RING: tl.constexpr,
     H: tl.constexpr,
     BH: tl.constexpr,
@@ -156,8 +158,8 @@ def burst_gather_kernel(
     Program (lag, w) takes the state at ``lag`` tokens before the w-th of them: out of the burst's
     own ``states_ptr`` [depths, ROWS, H], or out of the rings [K, RING + 1, H] where it is older;
     zeros before the start. Within the burst ``source_ptr`` [K] names the depth's row: that of the
-    exit where a later stage has not yet made the tapped one. Normed like ``gather_kernel``, into
-    ``out_ptr`` [K, W, H] and beside each other into ``joined_ptr`` [W, L, H]. ``head_place_ptr``
+    exit where a later stage has not yet made the tapped one. ``leave_tap`` says where it goes.
+    ``head_place_ptr``
     [1 + K, W, 2]: position and slot of the rows themselves, then of each lag.
     """
     wait_for_predecessor(PDL)
@@ -187,10 +189,7 @@ def burst_gather_kernel(
     new_state = tl.load(new + h, mask=inside & (inner >= 0), other=0.0)
     old_state = tl.load(old + h, mask=inside & (inner < 0), other=0.0)
     state = tl.where(inner >= 0, new_state, old_state)
-    if lag > 0:
-        state = normed(state, norms_ptr + (lag - 1) * H, eps, H, BH)
-        tl.store(joined_ptr + (w * LAGS + lag - 1) * H + h, state, mask=h < H)
-    tl.store(out_ptr + (lag * W + w) * H + h, state, mask=h < H)
+    leave_tap(state, lag, w, norms_ptr, taps_ptr, own_ptr, beside_ptr, eps, W, LAGS, STRIDE, H, BH)
 
 
 @triton.jit

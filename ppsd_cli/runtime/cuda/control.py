@@ -67,10 +67,16 @@ def boundary_kernel(
     box_ptr,
     inputs_ptr,
     rings_ptr,
+    norms_ptr,
+    taps_ptr,
+    own_ptr,
+    beside_ptr,
+    eps,
     trash,
     LOCAL: tl.constexpr,
     BOX: tl.constexpr,
     LAGS: tl.constexpr,
+    STRIDE: tl.constexpr,
     RING: tl.constexpr,
     H: tl.constexpr,
     BH: tl.constexpr,
@@ -84,7 +90,8 @@ def boundary_kernel(
     carries out move i - 1: (row, kind, where, stage, whether the row lies in the box), from
     ``states`` or box [rows, H] to the input of stage ``where`` (kind 0) or to ring ``where`` (kind
     1) of [taps, RING + 1, H], at the position of the node that left ``stage``; the last place of a
-    ring is for bubbles. ``LOCAL``: stages on this device.
+    ring is for bubbles. Then it reads from the ring what the head needs: the state of tap i at lag
+    i of the newest node, zeros before the start. ``LOCAL``: stages on this device.
     """
     wait_for_predecessor(PDL)
     tick = tl.load(board_ptr)
@@ -99,8 +106,18 @@ def boundary_kernel(
         if kind == 0:
             tl.store(inputs_ptr + where * H + h, state, mask=h < H)
         else:
-            place = tl.where(tl.load(left) > 0, tl.load(left + 2) % RING, RING)
-            tl.store(rings_ptr + (where * (RING + 1) + place) * H + h, state, mask=h < H)
+            at = tl.where(tl.load(left) > 0, tl.load(left + 2), -1)
+            ring = rings_ptr + where * (RING + 1) * H + h
+            tl.store(ring + tl.where(at >= 0, at % RING, RING) * H, state, mask=h < H)
+            newest = ledger_ptr + ((tick + 64 - 1) % 64) * 5
+            wanted = tl.where(tl.load(newest) > 0, tl.load(newest + 2), 0) - where
+            older = (h < H) & (wanted >= 0) & (wanted != at)
+            kept = tl.load(ring + (tl.maximum(wanted, 0) % RING) * H, mask=older, other=0.0)
+            state = tl.where((wanted >= 0) & (wanted == at), state, kept)
+            leave_tap(
+                state, where, 0, norms_ptr, taps_ptr, own_ptr, beside_ptr, eps,
+                1, LAGS, STRIDE, H, BH,
+            )  # fmt: skip
         return
     # The tick is counted by the entry kernel, after all programs here have read it.
     tick += 1
@@ -253,28 +270,31 @@ def normed(state, norm_ptr, eps, H: tl.constexpr, BH: tl.constexpr):
 
 
 @triton.jit
-def gather_kernel(
-    rings_ptr,
+def leave_tap(
+    state,
+    lag,
+    row,
     norms_ptr,
-    place_ptr,
-    out_ptr,
+    taps_ptr,
+    own_ptr,
+    beside_ptr,
     eps,
-    RING: tl.constexpr,
+    W: tl.constexpr,
+    LAGS: tl.constexpr,
+    STRIDE: tl.constexpr,
     H: tl.constexpr,
     BH: tl.constexpr,
-    PDL: tl.constexpr,
 ):
-    """Program i: the state [H] of tap i at lag i of the head's position; zeros before the start.
+    """Put the state [BH] of tap ``lag`` where the head reads it for ``row``; see ``lanes.Reads``.
 
-    From lag 1 on with a root-mean-square norm of weight ``norms`` [taps - 1, H].
+    ``norms_ptr`` [K, H]: weights of root-mean-square norms, where there is more than one tap.
     """
-    wait_for_predecessor(PDL)
-    i = tl.program_id(0)
-    position = tl.load(place_ptr) - i
     h = tl.arange(0, BH)
-    inside = (h < H) & (position >= 0)
-    place = tl.maximum(position, 0) % RING
-    state = tl.load(rings_ptr + (i * (RING + 1) + place) * H + h, mask=inside, other=0.0)
-    if i > 0:
-        state = normed(state, norms_ptr + (i - 1) * H, eps, H, BH)
-    tl.store(out_ptr + i * H + h, state, mask=h < H)
+    if LAGS > 0:
+        level = normed(state, norms_ptr + lag * H, eps, H, BH)
+        if lag > 0:
+            tl.store(beside_ptr + row * STRIDE + (lag - 1) * H + h, level, mask=h < H)
+            state = level
+        else:
+            tl.store(own_ptr + row * H + h, level, mask=h < H)
+    tl.store(taps_ptr + (lag * W + row) * H + h, state, mask=h < H)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ppsd_cli.core.choose import restrict
 from ppsd_cli.core.plan import Sampling
 from ppsd_cli.model.cache import LayerCache
-from ppsd_cli.model.heads import DraftHead
+from ppsd_cli.model.heads import DraftHead, HeadWeights
 from ppsd_cli.model.layers import LayerWeights, Shape
 from ppsd_cli.model.stage import Output, Stage
 from ppsd_cli.runtime.cuda import launch
@@ -343,12 +343,49 @@ class StageLane:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What a draft head reads for W rows.
+
+    ``taps`` [K, W, H]: state of each tap at its lag, from lag 1 on normed. With more than one tap
+    also ``own`` [W, H], the first one normed for the first block, and ``beside``
+    [W, L * H + N * D]: states of lag 1 and more beside each other, and behind them room for what attention makes.
+    """
+
+    taps: Tensor
+    own: Tensor
+    beside: Tensor
+
+    @classmethod
+    def of(cls, rings: Tensor, shape: Shape, *, width: int) -> "Reads":
+        """Room for ``width`` rows, in the format and on the device of ``rings``."""
+        taps, _, hidden = rings.shape
+        lags, attended = taps - 1, shape.heads * shape.head_dim
+        if width > 1:
+            return cls(
+                rings.new_zeros(taps, width, hidden),
+                rings.new_zeros(width, hidden),
+                rings.new_zeros(width, lags * hidden + attended),
+            )
+        flat = rings.new_zeros(taps * hidden + attended)
+        states = flat[: taps * hidden].view(taps, 1, hidden)
+        return cls(states, rings.new_zeros(1, hidden), flat[hidden:].view(1, -1))
+
+    @property
+    def stride(self) -> int:
+        """Elements from row to row of ``beside``."""
+        return self.beside.stride(0)
+
+    def pointers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As kernels take them."""
+        return self.taps, self.own, self.beside
+
+
 class HeadLane:
     """The draft head on the lagged view, for one row or for the newest few; see ``model.heads``.
 
     ``rings`` [K, RING + 1, H] are the head's tapped states; their last place is for bubbles.
-    ``taps`` [K, W, H] and ``joined`` [W, L * H] are what a call reads: the states of each lag, and
-    those of lag 1 and more beside each other.
+    ``reads``: what a call takes from them.
     """
 
     def __init__(self, launcher: Launcher, head: DraftHead, shape: Shape) -> None:
@@ -361,24 +398,29 @@ class HeadLane:
         self._middle = max([middle, *(m.down.shape[0] for m in weights.mlps)])
         self._mlps = [(m.norm, rows_of(m.gate_up), rows_of(m.down)) for m in weights.mlps]
         self.chooser = Chooser(launcher, weights.output, width=1)
+        self.norms: Tensor | None = None
         if self.lags:
-            assert weights.deep is not None
-            self._kv = [rows_of(kv) for kv in weights.deep.kv]
-            self._fuse = torch.cat([rows_of(fuse) for fuse in weights.deep.fuse], dim=1)
+            self._join(weights)
         self._make_room(1)
 
+    def _join(self, weights: HeadWeights) -> None:
+        """Matrices of the first block of a deep head that are used in one product."""
+        block, deep = self._blocks[0], weights.deep
+        assert deep is not None
+        fuse = [rows_of(matrix) for matrix in deep.fuse]
+        self._entrance = replace(block, output=torch.cat([*fuse, block.output], dim=1))
+        self._keys = torch.cat([block.qkv, *(rows_of(kv) for kv in deep.kv)])
+        self.norms = torch.stack([block.weights.input_norm, *deep.norms])
+
     def _make_room(self, width: int) -> None:
-        taps, _, hidden = self.rings.shape
         shape = self._shape
 
         def room(*sizes: int) -> Tensor:
             return torch.zeros(*sizes, dtype=self.rings.dtype, device=self.rings.device)
 
-        self.width = width
-        self.taps = room(taps, width, hidden)
-        self._scratch = Scratch.of(self._launcher, shape, middle=self._middle, source=self.taps[0])
-        self._fused = room(width, hidden)
-        self.joined = self.taps[1:].view(1, -1) if width == 1 else room(width, self.lags * hidden)
+        self.width, self.reads = width, Reads.of(self.rings, shape, width=width)
+        source = self.reads.taps[0]
+        self._scratch = Scratch.of(self._launcher, shape, middle=self._middle, source=source)
         if self.lags:
             near = room(2, shape.kv_heads, width * self.lags, shape.head_dim)
             self._near = Near(near[0], near[1], width)
@@ -399,22 +441,9 @@ class HeadLane:
         return bool(self._blocks)
 
     @property
-    def norms(self) -> Tensor | None:
-        """Norms [L, H] of the states of lag 1 and more."""
-        deep = self._head.weights.deep
-        return None if deep is None else deep.norms
-
-    @property
     def eps(self) -> float:
         """Epsilon of the norms."""
         return self._shape.rms_eps
-
-    def run(self, place: Tensor, sampling: Sampling, noise: Noise) -> None:
-        """Votes for the guess after the newest token. ``place`` [2 + L, 2]: its position and
-        slot, then position and slot of each lag.
-        """
-        launch.gather(self._launcher, self.rings, self.norms, self._shape.rms_eps, place, self.taps)
-        self.guess(place.view(-1, 1, 2), sampling, noise)
 
     def guess(
         self,
@@ -424,12 +453,12 @@ class HeadLane:
         logits: Tensor | None = None,
         branch: Branch | None = None,
     ) -> None:
-        """Votes for the guess after the last row, or the last few, from ``taps`` and ``joined``.
+        """Votes for the guess after the last row, or the last few, from ``reads``.
 
-        ``place`` [2 + L, W, 2]: as for ``run``, for every row. ``logits``: see ``Chooser.run``.
-        ``branch``: what the rows see, in a tree.
+        ``place`` [2 + L, W, 2]: position and slot of each row, then position and slot of each lag.
+        ``logits``: see ``Chooser.run``. ``branch``: what the rows see, in a tree.
         """
-        x, work = self.taps[0], self._scratch.work
+        x, work = self.reads.taps[0], self._scratch.work
         for norm, gate_up, down in self._mlps:
             inner = down.shape[1]
             middle = self._scratch.middle.view(-1)[: self.width * inner].view(-1, inner)
@@ -453,48 +482,46 @@ class HeadLane:
         self.chooser.run(x[-rows:], place[0, -rows:], sampling, noise, logits=logits)
 
     def _lagged_block(self, call: BlockCall, place: Tensor) -> None:
-        """The first block of a deep head: own key, those of near taps, the cache of the last."""
+        """The first block of a deep head: own key, those of near taps, the cache of the last.
+
+        What deeper states add to the row goes through the output product, beside attention.
+        """
         launcher, scratch, shape = self._launcher, self._scratch, self._shape
-        near = self._near
-        self._keys(call, place)
-        launch.linear(launcher, [Linear(self.joined, self._fuse, self._fused, residual=call.x)])
+        near, beside = self._near, self.reads.beside
+        behind = self.lags * self.rings.shape[2]
+        launch.qkv(launcher, self._key_calls(call, place), shape=shape, tables=self._head.tables)
         attention = Attend(
             scratch.q,
             call.cache.keys,
             call.cache.values,
             call.place,
             scratch.scores,
-            scratch.attended,
+            beside[:, behind:],
             near,
             call.branch,
         )
         launch.attend(launcher, [attention], shape=shape)
-        finish_blocks(launcher, [replace(call, x=self._fused)], shape)
+        joined = replace(scratch, attended=beside)
+        finish_blocks(launcher, [replace(call, block=self._entrance, scratch=joined)], shape)
 
-    def _keys(self, call: BlockCall, place: Tensor) -> None:
-        """The query, and the keys and values of every lag, in as few launches as their sorts."""
-        w, shape = call.block.weights, self._shape
-        q, near, tables = self._scratch.q, self._near, self._head.tables
-        own = Qkv(
-            call.x, call.block.qkv, w.input_norm, place[1], q, near.keys, near.values,
-            w.qkv_bias, w.q_norm, w.k_norm,
-        )  # fmt: skip
-        launch.qkv(self._launcher, [own], shape=shape, tables=tables)
-        bias = None if w.qkv_bias is None else w.qkv_bias[shape.heads * shape.head_dim :]
-        targets: list[Near | LayerCache] = [*[near] * (self.lags - 1), call.cache]
-        taps = [
+    def _key_calls(self, call: BlockCall, place: Tensor) -> list[Qkv]:
+        """The query with its own key and value, and keys and values of every lag."""
+        w, q, near, shape = call.block.weights, self._scratch.q, self._near, self._shape
+        step = 2 * shape.kv_heads * shape.head_dim
+        targets: list[Near | LayerCache] = [*[near] * self.lags, call.cache]
+        return [
             Qkv(
-                self.taps[lag],
-                self._kv[lag - 1],
+                self.reads.taps[lag] if lag else self.reads.own,
+                self._keys[lag * step :],
                 None,
                 place[1 + lag],
                 q,
                 target.keys,
                 target.values,
-                bias,
+                w.qkv_bias,
                 w.q_norm,
                 w.k_norm,
-            )  # fmt: skip
-            for lag, target in enumerate(targets, 1)
+                keys_only=lag > 0,
+            )
+            for lag, target in enumerate(targets)
         ]
-        launch.qkv(self._launcher, taps, shape=replace(shape, heads=0), tables=tables)

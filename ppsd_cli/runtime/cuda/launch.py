@@ -16,7 +16,6 @@ from torch import Tensor
 from ppsd_cli.model.layers import Shape
 from ppsd_cli.runtime.cuda.attention import attend_kernel
 from ppsd_cli.runtime.cuda.choice import output_kernel
-from ppsd_cli.runtime.cuda.control import gather_kernel
 from ppsd_cli.runtime.cuda.linear import linear_kernel, qkv_kernel
 from ppsd_cli.runtime.cuda.tiles import (
     ATTENTION,
@@ -109,7 +108,8 @@ class Linear:
 class Qkv:
     """Queries of x [W, H] into q [W, N, D]; keys and values into [M, slots, D] at ``place``.
 
-    ``weight`` [(N + 2M) * D, H]; ``place`` [W, 2]: positions and slots.
+    ``weight`` [(N + 2M) * D, H]; ``place`` [W, 2]: positions and slots. In a group, members with
+    ``keys_only`` make no queries, and their weight's first N * D rows are not read.
     """
 
     x: Tensor
@@ -122,6 +122,7 @@ class Qkv:
     bias: Tensor | None = None
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
+    keys_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,8 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Attend:
-    """Attention of q [W, N, D] over keys and values [M, slots, D] into out [W, N * D].
+    """Attention of q [W, N, D] over keys and values [M, slots, D] into out [W, N * D], whose rows
+    may lie apart.
 
     ``branch``: in trees; without it slots are positions.
     """
@@ -287,7 +289,10 @@ def qkv(
     rows = d // 2 if single else tile.rows
     table = one.place
     if len(members) > 1:
-        named = [(*_qkv_tensors(call), call.keys.stride(0)) for call in members]
+        named = [
+            (*_qkv_tensors(call), call.keys.stride(0), n * d // 2 * call.keys_only)
+            for call in members
+        ]
         table = launcher.table(named, aligned=(0, 1, 2, 3, 4, 5, 7, 8, 9))
     x, norm, weight, bias, q_norm, k_norm, place, q, keys, values = _qkv_tensors(one)
     qkv_kernel[(-(-pairs // rows), 1, len(members))](
@@ -319,6 +324,7 @@ def qkv(
         DOT=tile.dot,
         SLICES=tile.slices,
         GROUPED=len(members) > 1,
+        SKIPS=any(call.keys_only for call in members),
         **launcher.flags(tile, first=first),
     )
 
@@ -367,6 +373,7 @@ def attend(
         place if branch is None or branch.kin is None else branch.kin,
         width,
         keys.stride(0),
+        OUT=one.out.stride(0),
         N=shape.heads,
         M=shape.kv_heads,
         D=shape.head_dim,
@@ -474,28 +481,6 @@ def output(
         DOT=tile.dot,
         SLICES=tile.slices,
         **launcher.flags(tile, first=first),
-    )
-
-
-def gather(
-    launcher: Launcher, rings: Tensor, norms: Tensor | None, eps: float, place: Tensor, out: Tensor
-) -> None:
-    """States of every tap at its lag, from rings [K, RING + 1, H] into out [K, H].
-
-    Those of lag 1 and more are normed by ``norms`` [K - 1, H]. ``place`` [2 + L, 2]: first row,
-    position of the newest token.
-    """
-    taps, ring, hidden = rings.shape
-    gather_kernel[(taps,)](
-        rings,
-        norms if norms is not None else rings,
-        place,
-        out,
-        eps,
-        RING=ring - 1,
-        H=hidden,
-        BH=power_of_two(hidden),
-        **launcher.flags(Tile(0, 0, 4), first=True),
     )
 
 

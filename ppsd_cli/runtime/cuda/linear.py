@@ -174,12 +174,12 @@ def _short_products(
     PARTS: tl.constexpr = (K + BK - 1) // BK
     lows = (_weights(w_ptr, low, ok, cols, K, EVEN),)
     for part in tl.static_range(1, PARTS):
-        lows = lows + (_weights(w_ptr, low, ok, part * BK + cols, K, EVEN),)
+        lows = lows + (_weights(w_ptr, low, ok, part * BK + cols, K, EVEN),)  # type: ignore[assignment]
     highs = lows
     if PAIRED:
         highs = (_weights(w_ptr, high, ok, cols, K, EVEN),)
         for part in tl.static_range(1, PARTS):
-            highs = highs + (_weights(w_ptr, high, ok, part * BK + cols, K, EVEN),)
+            highs = highs + (_weights(w_ptr, high, ok, part * BK + cols, K, EVEN),)  # type: ignore[assignment]
     wait_for_predecessor(PDL)
     sums_low = tl.zeros([BN, BK], dtype=tl.float32)
     sums_high = tl.zeros([BN, BK], dtype=tl.float32)
@@ -242,7 +242,7 @@ def _sliced_products(
         there = tl.reshape(tl.join(ok, ok), [2 * BN])
     tiles = (_slice_tile(w_ptr, rows, there, cols, K, EVEN),)
     for part in tl.static_range(1, PARTS):
-        tiles = tiles + (_slice_tile(w_ptr, rows, there, part * BK + cols, K, EVEN),)
+        tiles = tiles + (_slice_tile(w_ptr, rows, there, part * BK + cols, K, EVEN),)  # type: ignore[assignment]
     wait_for_predecessor(PDL)
     ws = tl.arange(0, WP)
     sums = tl.zeros([S, 2 * BN if PAIRED else BN, WP], dtype=tl.float32)
@@ -410,6 +410,7 @@ def qkv_kernel(
     DOT: tl.constexpr,
     SLICES: tl.constexpr,
     GROUPED: tl.constexpr,
+    SKIPS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Queries [W, N, D] to ``q_ptr``, keys and values [M, slots, D] into their cache slots.
@@ -417,23 +418,29 @@ def qkv_kernel(
     A program owns BN pairs (j, j + D/2) of rotary dimensions, over all heads in a row; with norms
     of single heads (``HEAD_NORM``) BN is D/2, one head a program. ``place_ptr`` [W, 2]: position
     and slot of each row. ``head_stride``: slots of a cache times D. N is 0 for keys of a tap.
-    ``GROUPED``: as in ``linear_kernel``; ``table_ptr`` [members, 11] also holds the stride.
+    ``GROUPED``: as in ``linear_kernel``; ``table_ptr`` [members, 12] also holds the
+    stride and, with ``SKIPS``, the first pair that the member makes.
     """
     if GROUPED:
-        x_ptr = shifted(x_ptr, table_ptr, 11, 0)
-        norm_ptr = shifted(norm_ptr, table_ptr, 11, 1)
-        w_ptr = shifted(w_ptr, table_ptr, 11, 2)
-        bias_ptr = shifted(bias_ptr, table_ptr, 11, 3)
-        q_norm_ptr = shifted(q_norm_ptr, table_ptr, 11, 4)
-        k_norm_ptr = shifted(k_norm_ptr, table_ptr, 11, 5)
-        place_ptr = shifted_plainly(place_ptr, table_ptr, 11, 6)
-        q_ptr = shifted(q_ptr, table_ptr, 11, 7)
-        keys_ptr = shifted(keys_ptr, table_ptr, 11, 8)
-        values_ptr = shifted(values_ptr, table_ptr, 11, 9)
-        head_stride = tl.load(table_ptr + tl.program_id(2) * 11 + 10)
+        x_ptr = shifted(x_ptr, table_ptr, 12, 0)
+        norm_ptr = shifted(norm_ptr, table_ptr, 12, 1)
+        w_ptr = shifted(w_ptr, table_ptr, 12, 2)
+        bias_ptr = shifted(bias_ptr, table_ptr, 12, 3)
+        q_norm_ptr = shifted(q_norm_ptr, table_ptr, 12, 4)
+        k_norm_ptr = shifted(k_norm_ptr, table_ptr, 12, 5)
+        place_ptr = shifted_plainly(place_ptr, table_ptr, 12, 6)
+        q_ptr = shifted(q_ptr, table_ptr, 12, 7)
+        keys_ptr = shifted(keys_ptr, table_ptr, 12, 8)
+        values_ptr = shifted(values_ptr, table_ptr, 12, 9)
+        head_stride = tl.load(table_ptr + tl.program_id(2) * 12 + 10)
     half: tl.constexpr = D // 2
     pair = tl.program_id(0) * BN + tl.arange(0, BN)
     ok = pair < (N + 2 * M) * half
+    if SKIPS:
+        least = tl.load(table_ptr + tl.program_id(2) * 12 + 11)
+        if tl.program_id(0) * BN + BN <= least:
+            return
+        ok = ok & (pair >= least)
     head = pair // half
     j = pair % half
     low_rows = head * D + j

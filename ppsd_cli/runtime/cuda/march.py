@@ -33,10 +33,12 @@ class March:
     ``early``: layers that the other stages get ahead while the head drafts.
     """
 
-    late = False
-    """Whether the LM head runs at the start of the next tick, beside the draft head, in place of
-    the end of this one. The entry then takes in the full model's token.
-    """
+    @property
+    def late(self) -> bool:
+        """Whether the LM head runs at the start of the next tick, beside the draft head, in place
+        of the end of this one.
+        """
+        return False
 
     launcher: Launcher
     lanes: list[StageLane]

@@ -10,7 +10,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-
 _FIRST = -3
 """Priority of a stream; 0 is the usual one, and torch takes the nearest that a device has."""
 

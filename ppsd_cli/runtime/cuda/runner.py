@@ -311,13 +311,13 @@ class GraphRunner:
         self._entries.pop(entry.tick - self.stages - 2, None)
         clock = self._clock_of(asked, entry)
         targets = self._arrivals(asked.number)
-        late, kept = self._pod.late, logits[0] if logits else None
+        late, new = self._pod.late, logits[0] if logits else None
         if late:
-            self._kept = kept  # of the node that arrives at this tick
+            self._kept = new  # of the node that arrives at this tick
         if entry.arrived:
             targets = (*targets, self._target(entry))
         if not late:
-            self._kept = kept  # at the next one
+            self._kept = new  # at the next one
         if not entry.entered:
             return TickResult(clock, targets, ())
         if entry.token < 0:

@@ -105,7 +105,7 @@ class Pod(March):
 
     def _draft(self, sampling: Sampling) -> None:
         assert self.head is not None
-        self.head.run(self.board.head_place, sampling, self.board.noise)
+        self.head.guess(self.board.head_place.view(-1, 1, 2), sampling, self.board.noise)
 
     @property
     def late(self) -> bool:
@@ -115,6 +115,7 @@ class Pod(March):
     def _boundary(self, sampling: Sampling, *, first: bool) -> None:
         del sampling
         board, head = self.board, self.head
+        norms = None if head is None else head.norms
         boundary_kernel[(1 + len(self.moves),)](
             board.board,
             board.ledger,
@@ -127,10 +128,14 @@ class Pod(March):
             self.box.states,
             self.inputs,
             self.states if head is None else head.rings,
+            self.states if norms is None else norms,
+            *((self.states,) * 3 if head is None else head.reads.pointers()),
+            0.0 if head is None else head.eps,
             board.trash,
             LOCAL=board.stages,
             BOX=self.box.rows,
             LAGS=-1 if head is None else head.lags,
+            STRIDE=0 if head is None else head.reads.stride,
             RING=1 if head is None else head.ring,
             H=self.hidden,
             BH=power_of_two(self.hidden),

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 
 from ppsd_cli.runtime.cuda.choice import elect
-from ppsd_cli.runtime.cuda.control import normed
+from ppsd_cli.runtime.cuda.control import leave_tap
 from ppsd_cli.runtime.cuda.linear import wait_for_predecessor
 from ppsd_cli.runtime.cuda.tree_choice import index_of, key_of, score_of
 
@@ -426,20 +426,22 @@ def tree_gather_kernel(
     rings_ptr,
     norms_ptr,
     kin_ptr,
-    out_ptr,
-    joined_ptr,
+    taps_ptr,
+    own_ptr,
+    beside_ptr,
     eps,
     W: tl.constexpr,
     LAGS: tl.constexpr,
+    STRIDE: tl.constexpr,
     RING: tl.constexpr,
     H: tl.constexpr,
     BH: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Tapped states of every leaf's own ancestors: program (lag, row) as ``control.gather_kernel``.
+    """Tapped states of every leaf's own ancestors: program (lag, row) takes the state of tap
+    ``lag``.
 
-    ``rings_ptr`` [K, RING + 1, H] by slot; ``kin_ptr`` [W, K]. Into ``out_ptr`` [K, W, H], and from
-    lag 1 on beside each other into ``joined_ptr`` [W, L, H].
+    ``rings_ptr`` [K, RING + 1, H] by slot; ``kin_ptr`` [W, K]. ``leave_tap`` says where it goes.
     """
     wait_for_predecessor(PDL)
     lag = tl.program_id(0)
@@ -449,7 +451,6 @@ def tree_gather_kernel(
     inside = (h < H) & (slot >= 0)
     source = rings_ptr + (lag * (RING + 1) + tl.maximum(slot, 0)) * H + h
     state = tl.load(source, mask=inside, other=0.0)
-    if lag > 0:
-        state = normed(state, norms_ptr + (lag - 1) * H, eps, H, BH)
-        tl.store(joined_ptr + (row * LAGS + lag - 1) * H + h, state, mask=h < H)
-    tl.store(out_ptr + (lag * W + row) * H + h, state, mask=h < H)
+    leave_tap(
+        state, lag, row, norms_ptr, taps_ptr, own_ptr, beside_ptr, eps, W, LAGS, STRIDE, H, BH
+    )
