@@ -349,7 +349,8 @@ class Reads:
 
     ``taps`` [K, W, H]: state of each tap at its lag, from lag 1 on normed. With more than one tap
     also ``own`` [W, H], the first one normed for the first block, and ``beside``
-    [W, L * H + N * D]: states of lag 1 and more beside each other, and behind them room for what attention makes.
+    [W, L * H + N * D]: states of lag 1 and more beside each other, and behind them room for what
+    attention makes.
     """
 
     taps: Tensor

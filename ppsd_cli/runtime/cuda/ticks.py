@@ -92,7 +92,7 @@ class Pod(March):
         self.box = Box.of(0, spec.hidden, like=states, trash=slots)
         self.pushes: list[Push] = []
         self.chooser = self.lanes[-1].chooser
-        self.early = 0 if head is None else len(head.weights.blocks) + 1
+        self.early = 0 if head is None else 1  # more of them slow the head down more than they gain
 
     def connect(self, box: Box, come: Sequence[tuple[int, int, int, int, int]]) -> None:
         """Take rows of ``box`` at each boundary, as these further moves say."""

@@ -197,9 +197,9 @@ def time_steps(
         base[count], step[count] = _line([found.tick(run) for run in runs], shallow, deep)
     extra = _head_times(found, heads, (_depths(layers, stages[0])[1],) * 2, (device,) * 2)
     usual = _usual_head(heads)
-    deepest = {n: Run((_depths(layers, n)[1],) * n, (device,) * n) for n in stages}
+    ends = {n: Run((_depths(layers, n)[1],) * n, (device,) * n) for n in (min(stages), max(stages))}
     wide = {
-        width: {n: found.growth(run, usual, width) for n, run in deepest.items()}
+        width: _between({n: found.growth(run, usual, width) for n, run in ends.items()}, stages)
         for width in widths
         if width > 1
     }
@@ -299,6 +299,16 @@ def _kind(head: HeadSize) -> str:
 def _usual_head(heads: Sequence[HeadSize]) -> HeadSize:
     """The one with which widths are timed: the first trained one."""
     return next((head for head in heads if head.blocks), heads[0])
+
+
+def _between(known: dict[int, float], counts: Sequence[int]) -> dict[int, float]:
+    """Figures for each of ``counts``, on the line between the least and the largest known one.
+
+    Every width and number of stages has kernels of its own to compile, so not all are timed.
+    """
+    least, most = min(known), max(known)
+    slope = (known[most] - known[least]) / max(1, most - least)
+    return {n: known[least] + slope * (n - least) for n in counts}
 
 
 def _line(ticks: Sequence[float], shallow: int, deep: int) -> tuple[float, float]:

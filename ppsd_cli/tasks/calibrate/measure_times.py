@@ -15,7 +15,6 @@ from ppsd_cli.runtime.placement import Costs, choose_split
 from ppsd_cli.tasks.calibrate.candidates import Layout
 from ppsd_cli.tasks.calibrate.cpu_times import (
     ROUNDS,
-    WIDTHS,
     Group,
     fit_parts,
     fit_wide,
@@ -36,6 +35,8 @@ from ppsd_cli.tasks.calibrate.shared_cores import WINDOWS, time_shared
 STAND_IN = RANDOM_DEEP
 """A head of random numbers: what a trained one of its size would take."""
 _LENGTHS = (64, 256, 768)
+_ENGINE_WIDTHS = (4, 8)
+"""On GPUs a level of 2 takes as long as one of 4, and every width has kernels to compile."""
 Parts = dict[tuple[int, int], PartTimes]
 Found = tuple[Times, tuple[Timing, ...], tuple[PartTimes, ...], Boundary | None]
 
@@ -93,7 +94,7 @@ def _engine_widths(subject: Subject) -> tuple[int, ...]:
     """Widths that the engine of these devices serves, 1 first."""
     devices = subject.layout.devices[max(subject.layout.devices)]
     served = serves_trees(replace(subject.config, devices=devices))
-    return (1, *WIDTHS) if served else (1,)
+    return (1, *_ENGINE_WIDTHS) if served else (1,)
 
 
 def windows(subject: Subject) -> int:
@@ -102,8 +103,8 @@ def windows(subject: Subject) -> int:
         groups = sum(group.windows for group in _groups(subject).values())
         plain = ROUNDS * len(subject.threads) * len(subject.lengths)
         return groups + plain + 1 + (WINDOWS if _crowd(subject) else 0)
-    widths = len(_engine_widths(subject))
-    return 2 * (1 + len(subject.layout.devices)) * widths + 2 * len(subject.head_names)
+    widths = len(_engine_widths(subject)) - 1
+    return 2 * (1 + len(subject.layout.devices)) + 4 * widths + 2 * len(subject.head_names)
 
 
 def _measure_processes(subject: Subject, step: Callable[[], None]) -> Found:
