@@ -13,8 +13,8 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
     ),
     "a flush does not raise the epoch": (
         "control",
-        "tl.store(board_ptr + 1, epoch + 1)",
-        "tl.store(board_ptr + 1, epoch)",
+        "epoch += flush.to(tl.int64)",
+        "epoch += 0",
         "chain",
     ),
     "a wrong guess is accepted": (
@@ -50,14 +50,14 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
     # what enters
     "the correction is dropped": (
         "control",
-        "tl.store(board_ptr + 2, 1)",
-        "tl.store(board_ptr + 2, 0)",
+        "due = flush | (tl.load(board_ptr + 2) > 0)",
+        "due = tl.load(board_ptr + 2) > 0",
         "chain",
     ),
     "the correction comes one position late": (
         "control",
-        "tl.store(board_ptr + 3, tl.load(node + 2) + 1)",
-        "tl.store(board_ptr + 3, tl.load(node + 2) + 2)",
+        "tl.where(flush, tl.load(node + 2) + 1,",
+        "tl.where(flush, tl.load(node + 2) + 2,",
         "chain",
     ),
     "the correction is fed again and again": (
@@ -106,14 +106,38 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
     # the draft head
     "tapped states enter their ring one place off": (
         "control",
-        "tl.load(left + 2) % RING",
-        "(tl.load(left + 2) + 1) % RING",
+        "tl.where(at >= 0, at % RING, RING)",
+        "tl.where(at >= 0, (at + 1) % RING, RING)",
         "chain",
     ),
     "every lag reads the newest state": (
         "control",
-        "position = tl.load(place_ptr) - i",
-        "position = tl.load(place_ptr)",
+        "tl.where(tl.load(newest) > 0, tl.load(newest + 2), 0) - where",
+        "tl.where(tl.load(newest) > 0, tl.load(newest + 2), 0)",
+        "chain",
+    ),
+    "what left a stage counts as the state at any lag": (
+        "control",
+        "tl.where((wanted >= 0) & (wanted == at), state, kept)",
+        "tl.where(wanted >= 0, state, kept)",
+        "chain",
+    ),
+    "the first block reads states without their norm": (
+        "control",
+        "tl.store(own_ptr + row * H + h, level, mask=h < H)",
+        "tl.store(own_ptr + row * H + h, state, mask=h < H)",
+        "chain",
+    ),
+    "a token is drawn with the noise of the next position": (
+        "control",
+        "tl.store(left_place_ptr, tl.load(out + 2))",
+        "tl.store(left_place_ptr, tl.load(out + 2) + 1)",
+        "sampled",
+    ),
+    "keys of a tap are made with the rows of the one before": (
+        "linear",
+        "least = tl.load(table_ptr + tl.program_id(2) * 12 + 11)",
+        "least = tl.load(table_ptr + tl.program_id(2) * 12 + 11) + BN",
         "chain",
     ),
     "the last lag is cached at the newest slot": (
