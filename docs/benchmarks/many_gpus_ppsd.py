@@ -41,6 +41,8 @@ from ppsd_cli.tasks.bench.environment import environment
 from ppsd_cli.tasks.bench.forced import forced_drafts, forced_tree
 
 _SLACK = 64
+_WARM = 2
+"""Tokens of an answer that only makes graphs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,12 +197,12 @@ class Bench:
 
     def _figures(self, engine: Engine, shares: Sequence[float]) -> dict[str, Any]:
         prompts = [self._prompt(i) for i in range(self._setup.answers)]
-        self._run(engine, prompts[0], Drafting(False), tokens=4)
+        self._run(engine, prompts[0], Drafting(False), tokens=_WARM)
         plain = [self._run(engine, prompt, Drafting(False)) for prompt in prompts]
         found: dict[str, Any] = {"naive": _pooled(plain), "chain": [], "tree": self._plan.tree}
         if self._head is None:
             return found | {"fixed_ms": None}
-        self._run(engine, prompts[0], Drafting(True), tokens=4)
+        self._run(engine, prompts[0], Drafting(True), tokens=_WARM)
         found["chain"] = [self._chain(engine, prompts, plain, share) for share in shares]
         if self._plan.tree is None:
             found["tree"] = [self._tree(engine, prompts, plain, share) for share in shares]
@@ -227,7 +229,7 @@ class Bench:
                 rank_scores=tree.scores,
             )
             if not index:
-                self._run(engine, prompt, drafting, tokens=4)
+                self._run(engine, prompt, drafting, tokens=_WARM)
             rows.append(self._run(engine, prompt, drafting))
         return self._checked(rows, plain, share)
 
