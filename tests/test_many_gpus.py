@@ -367,10 +367,11 @@ def test_ranks_agree_with_one_process(tmp_path):
 
 def test_a_part_of_tensor_parallelism():
     """The real worker, as a part of the script; one rank reduces, too."""
-    part = Part("tp", "tiny", 1, ("host+50us",))
+    part = Part("tp", "tiny", 1, ("host", "host+50us"))
     setup = replace(SMALL, variants=("eager",))
     outcome = run_part(part, setup, part.links, seconds=60)
     assert (outcome.state, outcome.why) == ("done", None)
+    assert outcome.links["host"]["variants"]["eager"]["as_single_launches"]
     figures = outcome.links["host+50us"]
     assert figures["variant"] == "eager"
     assert len(figures["variants"]["eager"]["token_ids"]) == SMALL.tokens

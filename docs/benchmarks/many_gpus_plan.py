@@ -47,7 +47,8 @@ class Setup:
     """What is measured. A report is continued only with the same one.
 
     ``devices``: GPUs of this host, 0 for its CPU (kernels in Triton's interpreter). ``layers``: of
-    each shape, None for all. ``acceptance`` on the first link, ``slow_acceptance`` on the others.
+    each shape, None for all. ``acceptance`` on the first link, in so many ``answers`` of so many
+    ``tokens``; ``slow_acceptance`` on the others, in one.
     """
 
     shapes: tuple[str, ...]

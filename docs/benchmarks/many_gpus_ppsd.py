@@ -172,8 +172,11 @@ class Bench:
         self._stages, self._head = loaded
         self._recorders: list[HeldRecorder | HeldImmediate] = []
 
-    def measure(self, link: Link, *, reach: bool, shares: Sequence[float]) -> dict[str, Any]:
-        """Figures of one link."""
+    def measure(self, link: Link, *, reach: bool) -> dict[str, Any]:
+        """Figures of one link; of all but the part's first fewer."""
+        first, setup = link.name == self._part.links[0], self._setup
+        shares = setup.acceptance if first else setup.slow_acceptance
+        prompts = [self._prompt(i) for i in range(setup.answers if first else 1)]
         self._recorders.clear()
 
         def recorder(device: torch.device) -> HeldRecorder | HeldImmediate:
@@ -191,12 +194,11 @@ class Bench:
         )
         engine = Engine(config, runner)
         try:
-            return self._figures(engine, shares)
+            return self._figures(engine, prompts, shares)
         finally:
             engine.close()
 
-    def _figures(self, engine: Engine, shares: Sequence[float]) -> dict[str, Any]:
-        prompts = [self._prompt(i) for i in range(self._setup.answers)]
+    def _figures(self, engine: Engine, prompts: list, shares: Sequence[float]) -> dict[str, Any]:
         self._run(engine, prompts[0], Drafting(False), tokens=_WARM)
         plain = [self._run(engine, prompt, Drafting(False)) for prompt in prompts]
         found: dict[str, Any] = {"naive": _pooled(plain), "chain": [], "tree": self._plan.tree}
@@ -313,9 +315,7 @@ def work(job: Job) -> None:
     bench = Bench(job, plan, load(plan))
     say(f"{job.part.name}: loaded, {json.dumps(_peaks(config))}")
     for link in job.links:
-        first = link.name == job.part.links[0]
-        shares = job.setup.acceptance if first else job.setup.slow_acceptance
-        job.link(link, bench.measure(link, reach=reach, shares=shares))
+        job.link(link, bench.measure(link, reach=reach))
         job.tell(facts={"peak_memory": _peaks(config)})
 
 

@@ -95,10 +95,7 @@ def recorded(decoder: Decoder, pieces: Pieces) -> Callable[[], None]:
 
 def timed(decoder: Decoder, step: Callable[[], None], job: Job) -> tuple[list[float], list[int]]:
     """Milliseconds per token of some answers to one prompt, and the answer's tokens."""
-    draws = torch.Generator().manual_seed(0)
-    size = (job.setup.prompt,)
-    prompt = torch.randint(decoder.spec.vocabulary, size, generator=draws).tolist()
-    times = []
+    prompt, times = prompt_of(decoder, job), []
     for _ in range(_REPEATS):
         decoder.begin(prompt, step)
         _wait(decoder.rank)
@@ -112,6 +109,22 @@ def timed(decoder: Decoder, step: Callable[[], None], job: Job) -> tuple[list[fl
     return times, decoder.said[first : first + job.setup.tokens].tolist()
 
 
+def repeats(decoder: Decoder, pieces: Pieces, job: Job, ids: Sequence[int]) -> bool:
+    """Whether the first of a graph's tokens are those of single launches."""
+    step, few = partial(decoder.step, pieces), min(8, job.setup.tokens)
+    decoder.begin(prompt_of(decoder, job), step)
+    for _ in range(few):
+        step()
+    first = job.setup.prompt
+    return decoder.said[first : first + few].tolist() == list(ids[:few])
+
+
+def prompt_of(decoder: Decoder, job: Job) -> list[int]:
+    """Random token ids."""
+    draws, size = torch.Generator().manual_seed(0), (job.setup.prompt,)
+    return torch.randint(decoder.spec.vocabulary, size, generator=draws).tolist()
+
+
 def _wait(rank: Rank) -> None:
     if rank.device.type == "cuda":
         torch.cuda.synchronize()
@@ -122,17 +135,19 @@ def try_variants(decoder: Decoder, job: Job, delay: float, variants: Sequence[st
     found: dict[str, dict[str, Any]] = {}
     for variant in variants:
         try:
-            step = recorded(decoder, pieces_of(variant, decoder, delay))
-            times, ids = timed(decoder, step, job)
+            pieces = pieces_of(variant, decoder, delay)
+            times, ids = timed(decoder, recorded(decoder, pieces), job)
             found[variant] = {
                 "token_ms": statistics.median(times),
                 "token_ms_of_each": times,
                 "token_ids": ids,
+                "as_single_launches": None if delay else repeats(decoder, pieces, job, ids),
             }
         except Exception as error:  # noqa: BLE001 (a variant less is no reason to lose the others)
             found[variant] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
         if decoder.rank.number == 0:
-            say(f"{job.part.name} {variant}: {found[variant].get('token_ms', found[variant])}")
+            told = {k: v for k, v in found[variant].items() if k != "token_ids"}
+            say(f"{job.part.name} {variant}: {told}")
     return found
 
 
