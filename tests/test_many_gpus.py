@@ -106,7 +106,8 @@ def test_crossing(rival, expected):
 
 def test_crossing_of_noisy_points_is_the_last_one():
     """Where a slower point lies behind a faster one, PPSD has not passed before it."""
-    assert crossing([(0.6, 15.0), (0.7, 30.0), (0.9, 10.0)], 20.0).acceptance == pytest.approx(0.8)
+    points = [(0.5, 40.0), (0.6, 15.0), (0.7, 30.0), (0.9, 10.0)]
+    assert crossing(points, 20.0).acceptance == pytest.approx(0.8)
     assert crossing([], 20.0) is None
 
 
@@ -141,6 +142,7 @@ def test_summary():
     report = report_with(
         ("ppsd", 4, {"peer": pipeline(32.0, chain), "host": pipeline(36.0, slow)}),
         ("ppsd", 3, {"peer": pipeline(32.0, chain, 0.05)}),
+        ("tp", 2, {"peer": {"token_ms": 20.0}, "host": {"token_ms": 20.0}}),
         ("tp", 4, {"peer": {"token_ms": 12.0}}),
         ("one", 1, {"peer": pipeline(30.0, [])}),
     )
