@@ -30,7 +30,7 @@ COMPUTING := $(wildcard tests/test_cuda_*.py tests/test_exact_*.py tests/test_fa
 	tests/test_schedule*.py tests/test_ui_*.py tests/test_tree.py tests/test_cli_trees.py \
 	tests/test_bench_*.py tests/test_calibrate_*.py tests/test_train_*.py tests/test_weights.py \
 	tests/test_layers.py tests/test_choose.py tests/test_engine_limits.py \
-	tests/test_answer_output.py tests/test_many_gpus.py)
+	tests/test_answer_output.py)
 
 test: setup
 	$(BIN)/python -m pytest -n 2 $(COMPUTING)
