@@ -32,7 +32,7 @@ from many_gpus_plan import (
     spec_for,
     summary,
 )
-from many_gpus_plot import plot
+from many_gpus_plot import Axis, plot
 
 from ppsd_cli.calibration_records import DeviceMemory
 from ppsd_cli.errors import ConfigError, ResourceError
@@ -166,6 +166,23 @@ def test_summary():
 
 def test_a_plot_of_nothing():
     ET.fromstring(plot({"parts": {}, "summary": {}}))
+
+
+@pytest.mark.parametrize(
+    ("values", "doubling", "marks"),
+    [
+        ([3.0, 37.0], False, (0, 10, 20, 30, 40)),
+        ([0.04, 0.113], False, (0, 0.025, 0.05, 0.075, 0.1, 0.125)),
+        ([-0.2], False, (0, 2e-7, 4e-7, 6e-7, 8e-7, 1e-6)),
+        ([0.4, 3.0], True, (0.25, 0.5, 1, 2, 4)),
+        ([1.0], True, (1, 2)),
+    ],
+)
+def test_axes(values, doubling, marks):
+    axis = Axis.of(values, doubling=doubling)
+    assert axis.marks == pytest.approx(marks)
+    assert all(0 <= axis.height(each) <= 1 for each in values)
+    assert axis.height(axis.marks[-1]) == 1
 
 
 # --- the whole script, with parts that end as they like
