@@ -55,8 +55,8 @@ class Setup:
     counts: tuple[int, ...]
     devices: int
     layers: int | None = None
-    tokens: int = 64
-    answers: int = 3
+    tokens: int = 128
+    answers: int = 2
     prompt: int = 32
     acceptance: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9, 1.0)
     slow_acceptance: tuple[float, ...] = (0.6, 0.8, 1.0)
