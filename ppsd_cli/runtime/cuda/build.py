@@ -1,6 +1,6 @@
 """From settings to a graph runner."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -37,12 +37,14 @@ def graph_runner(
     chunk: int = 128,
     groups: Sequence[int] | None = None,
     through_host: bool | None = None,
+    recorder: Callable[[torch.device], Recorder | Immediate] | None = None,
 ) -> GraphRunner:
     """A runner for stages whose caches have room for the bucket of the last slot in use, and one
     slot to spare, for bubbles. ``chunk``: prompt tokens of one plan, at most.
 
     Neighbours on the same device work in step; ``groups`` (stages of each group) tells them apart
     otherwise. ``through_host``: boxes between devices in pinned host memory; None finds out.
+    ``recorder`` makes each device's recorder, for measurements that time it or hold it up.
     On a CPU the kernels run in Triton's interpreter, one launch after the other: for tests.
     """
     if groups is None:
@@ -56,13 +58,25 @@ def graph_runner(
         through_host = not devices_reach([torch.device(name) for name in devices])
     with torch.inference_mode():
         members = [
-            _member(part, head if first == 0 else None, first, len(stages)) for first, part in parts
+            _member(part, head if first == 0 else None, first, len(stages), recorder or recorder_of)
+            for first, part in parts
         ]
         crew = Crew(members, through_host=through_host)
     return GraphRunner(stages, head, crew, chunk=chunk)
 
 
-def _member(stages: list[Stage], head: DraftHead | None, first: int, total: int) -> Member:
+def recorder_of(device: torch.device) -> Recorder | Immediate:
+    """What brings launches to a device."""
+    return Recorder(device, branches=2) if device.type == "cuda" else Immediate()
+
+
+def _member(
+    stages: list[Stage],
+    head: DraftHead | None,
+    first: int,
+    total: int,
+    recorder: Callable[[torch.device], Recorder | Immediate],
+) -> Member:
     """The pod of some neighbours on one device, with its streams and clock."""
     device = stages[0].device
     cuda = device.type == "cuda"
@@ -70,7 +84,6 @@ def _member(stages: list[Stage], head: DraftHead | None, first: int, total: int)
         torch.cuda.set_device(device)
     chained = cuda and torch.cuda.get_device_capability(device) >= (9, 0)
     launcher = Launcher(clock=cuda, chained=chained, slots=stages[0].slots)
-    recorder = Recorder(device, branches=2) if cuda else Immediate()
     kind = FollowerPod if first else Pod
     pod = kind(launcher, stages, head, first=first, total=total)
-    return Member(pod, recorder, DeviceClock(device if cuda else None))
+    return Member(pod, recorder(device), DeviceClock(device if cuda else None))
