@@ -16,15 +16,19 @@ from ppsd_cli.core.plan import Request, Sampling
 from ppsd_cli.runtime.cuda.clock import DeviceClock
 from ppsd_cli.runtime.cuda.march import TickKind, inside
 from ppsd_cli.runtime.cuda.recorder import Immediate, Playable, Ready, Recorder
-from ppsd_cli.runtime.cuda.relay import Box, poke
-from ppsd_cli.runtime.cuda.ticks import Pod, Push
+from ppsd_cli.runtime.cuda.relay import Push, poke
+from ppsd_cli.runtime.cuda.ticks import Pod
+from ppsd_cli.runtime.cuda.tree_follower import TreeFollower
+from ppsd_cli.runtime.cuda.trees import TreePod
+
+AnyPod = Pod | TreePod | TreeFollower
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
     """A device with its stages, its streams and its clock."""
 
-    pod: Pod
+    pod: AnyPod
     recorder: Recorder | Immediate
     clock: DeviceClock
 
@@ -69,14 +73,15 @@ class Crew:
                     row = len(returned)
                     returned.append((row, 1, tap, member.pod.first + owner, 1))
                     sent.setdefault(number, []).append((member.pod.row[depth], row))
-        box = self._box(home, len(returned))
+        box = home.make_box(len(returned), through_host=self._through_host, returns=True)
         home.connect(box, returned)
         last = len(self.members) - 1
         for number, member in enumerate(self.members):
             pod = member.pod
             if number < last:
                 follower = self.members[number + 1].pod
-                follower.connect(self._box(follower, 1), [(0, 0, 0, 0, 1)])
+                letters = follower.make_box(1, through_host=self._through_host)
+                follower.connect(letters, [(0, 0, 0, 0, 1)])
                 end = pod.lanes[-1].stage.part.last
                 pod.pushes.append(
                     Push(follower.box, _table([(pod.row[end], 0)], pod), place=True, target=False)
@@ -84,10 +89,6 @@ class Crew:
             if number and (number == last or number in sent):
                 rows = _table(sent.get(number, []), pod)
                 pod.pushes.append(Push(box, rows, place=False, target=number == last))
-
-    def _box(self, pod: Pod, rows: int) -> Box:
-        trash, host = pod.board.trash, self._through_host
-        return Box.of(rows, pod.hidden, like=pod.states, trash=trash, through_host=host)
 
     def _neighbours(self, index: int) -> list[int]:
         """The members whose boxes this one fills, or that fill its box."""
@@ -128,6 +129,16 @@ class Crew:
             )
             for member in self.members
         ]
+
+    def with_trees(self, width: int) -> "Crew":
+        """The same devices for levels of ``width`` nodes, with boxes of their own."""
+        members: list[Member] = []
+        for member in self.members:
+            pod = member.pod
+            assert isinstance(pod, Pod), "a crew of trees"
+            tree = TreeFollower(pod, width) if members else TreePod(pod, width)
+            members.append(Member(tree, member.recorder, member.clock))
+        return Crew(members, through_host=self._through_host)
 
     def record_alone(self, key: Hashable, launches: Callable[[], None]) -> None:
         """A graph of the first device, where it is the only one."""
@@ -215,5 +226,5 @@ def devices_reach(devices: Sequence[torch.device]) -> bool:
     return True
 
 
-def _table(rows: Sequence[tuple[int, int]], pod: Pod) -> Tensor:
+def _table(rows: Sequence[tuple[int, int]], pod: AnyPod) -> Tensor:
     return torch.tensor(list(rows), dtype=torch.int64, device=pod.device).view(-1, 2)

@@ -190,6 +190,25 @@ class March:
         )
 
 
+class Follower(March):
+    """Ticks of a device without stage 0: it works on what comes, and decides nothing."""
+
+    first: int
+    """Number of its first stage in the pipeline."""
+
+    def _follow(self, *, first: bool) -> None:
+        """Take in what came, and hand it on from stage to stage."""
+        raise NotImplementedError
+
+    def _tick(self, kind: TickKind, sampling: Sampling, fork: Fork, *, follows: bool) -> bool:
+        """Launch one tick; see ``March``."""
+        self._follow(first=not follows)
+        mine = (s - self.first for s in kind.active)
+        starts = {s: 0 for s in mine if 0 <= s < len(self.lanes)}
+        single = not starts or self._together(starts, sampling, fork, alone=True)
+        return self._push(sampling, single=single)
+
+
 def votes_of(
     chooser: Chooser | None, sampling: Sampling, *, nothing: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, int]:

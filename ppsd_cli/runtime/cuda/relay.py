@@ -9,9 +9,11 @@ read and written at a time.
 Followers are devices without stage 0: they decide nothing, but keep the places of their stages'
 nodes, which travel with the states. A bubble carries position 0 and the trash slot.
 
-Shapes: n local stages, B rows of a box, H hidden. ``header`` int64 [2, 3]: position, slot, target.
+Shapes: n local stages, B rows of a box, H hidden, E numbers of a header. ``header`` int64 [2, E]:
+position, slot, target. (Trees have others: ``tree_relay.py``.)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,23 +27,26 @@ from ppsd_cli.runtime.cuda.linear import wait_for_predecessor
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A letter box: states [2, B, H] and header [2, 3], both halves of it."""
+    """A letter box: states [2, B, H] and header [2, E], both halves of it.
+
+    ``empty`` [E]: the header of a bubble.
+    """
 
     states: Tensor
     header: Tensor
-    trash: int
+    empty: Tensor
 
     @classmethod
     def of(
-        cls, rows: int, hidden: int, *, like: Tensor, trash: int, through_host: bool = False
+        cls, rows: int, *, like: Tensor, empty: Sequence[int], through_host: bool = False
     ) -> "Box":
-        """Room for ``rows`` states in the format and on the device of ``like``."""
+        """Room for ``rows`` states in the format and on the device of ``like`` [..., H]."""
         device = torch.device("cpu") if through_host else like.device
-        states = torch.zeros(2, max(rows, 1), hidden, dtype=like.dtype, device=device)
-        header = torch.zeros(2, 3, dtype=torch.int64, device=device)
+        states = torch.zeros(2, max(rows, 1), like.shape[-1], dtype=like.dtype, device=device)
+        header = torch.zeros(2, len(empty), dtype=torch.int64, device=device)
         if through_host and torch.cuda.is_available():
             states, header = states.pin_memory(), header.pin_memory()
-        box = cls(states, header, trash)
+        box = cls(states, header, torch.tensor(empty, dtype=torch.int64, device=device))
         box.clear()
         return box
 
@@ -55,8 +60,21 @@ class Box:
 
         In host memory this happens at once, so nothing may be in flight.
         """
-        self.header.zero_()
-        self.header[:, 1].fill_(self.trash)
+        self.header.copy_(self.empty.expand_as(self.header))
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """What a device puts into the box of another one after each tick.
+
+    ``rows`` [P, 2]: of the states, and of the box. ``place``: the place of the node that leaves
+    goes along. ``target``: the full model's token.
+    """
+
+    box: Box
+    rows: Tensor
+    place: bool
+    target: bool
 
 
 @triton.jit
@@ -108,6 +126,27 @@ def moved(states_ptr, box_ptr, move, half, h, BOX: tl.constexpr, H: tl.constexpr
     post = tl.load(
         box_ptr + (half * BOX + source) * H + h, mask=(h < H) & boxed, other=0.0, volatile=True
     )
+    return tl.where(boxed, post, own)
+
+
+@triton.jit
+def moved_row(
+    states_ptr,
+    box_ptr,
+    move,
+    half,
+    row,
+    h,
+    W: tl.constexpr,
+    BOX: tl.constexpr,
+    H: tl.constexpr,
+):
+    """The state [BH] of a row that a move takes: as ``moved``, with W rows of each state."""
+    source = tl.load(move) * W + row
+    boxed = tl.load(move + 4) > 0
+    own = tl.load(states_ptr + source * H + h, mask=(h < H) & (boxed == 0), other=0.0)
+    at = box_ptr + (half * BOX + source) * H + h
+    post = tl.load(at, mask=(h < H) & boxed, other=0.0, volatile=True)
     return tl.where(boxed, post, own)
 
 

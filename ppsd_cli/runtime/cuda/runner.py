@@ -36,9 +36,10 @@ from ppsd_cli.runtime.cuda.crew import Crew, Fetched
 from ppsd_cli.runtime.cuda.lanes import is_cut
 from ppsd_cli.runtime.cuda.march import TickKind
 from ppsd_cli.runtime.cuda.prefill import Prefill, not_numbers
+from ppsd_cli.runtime.cuda.ticks import Pod
 from ppsd_cli.runtime.cuda.tiles import stretch_of
 from ppsd_cli.runtime.cuda.tree_board import Level
-from ppsd_cli.runtime.cuda.trees import TreePod
+from ppsd_cli.runtime.cuda.tree_follower import TreeFollower
 
 _LOOKAHEAD = 3
 Recorded = tuple[TickKind, ...] | Burst
@@ -76,7 +77,9 @@ class GraphRunner:
     ) -> None:
         """``chunk``: prompt tokens of a plan, at most."""
         self.stage_list, self._head, self._crew = stages, head, crew
-        self._pod, self._clock = crew.home.pod, crew.home.clock
+        pod = crew.home.pod
+        assert isinstance(pod, Pod), "a crew of chains"
+        self._pod, self._clock = pod, crew.home.clock
         self._clocks = [m.clock for m in crew.members for _ in m.pod.lanes]
         self._asked: deque[_Asked] = deque()
         self._request: Request | None = None
@@ -90,7 +93,7 @@ class GraphRunner:
         self._prefill = Prefill(crew, head, chunk=chunk)
         self._bursts: dict[int, BurstPod] = {}
         self._burst: tuple[int, BurstRecord] | None = None
-        self._trees: dict[int, TreePod] = {}
+        self._trees: dict[int, Crew] = {}
         self._due_back: deque[tuple[int, tuple[Target, ...]]] = deque()
         self._kept: Tensor | None = None
         self._weight_bytes = sum(stage.weight_bytes() for stage in stages)
@@ -130,9 +133,14 @@ class GraphRunner:
         self._number += 1
 
     @property
-    def _tree(self) -> TreePod | None:
+    def _tree(self) -> Crew | None:
         """What carries this answer's trees; None in a chain."""
         return None if self._request is None else self._trees.get(self._request.width)
+
+    @property
+    def _line(self) -> Crew:
+        """The devices as this answer uses them."""
+        return self._tree or self._crew
 
     @property
     def _bursting(self) -> bool:
@@ -159,7 +167,8 @@ class GraphRunner:
 
     def close(self) -> None:
         """Let go of graphs and buffers."""
-        self._crew.forget()
+        for crew in (self._crew, *self._trees.values()):
+            crew.forget()
         self._bursts.clear()
         self._trees.clear()
 
@@ -179,10 +188,9 @@ class GraphRunner:
         """A new answer: nothing of the last one comes back."""
         alone = len(self._crew.members) == 1
         assert alone or not request.draft_length, "bursts run on one GPU"
-        assert alone or request.width == 1, "trees run on one GPU"
         self._request = request
         if request.width > 1 and request.width not in self._trees:
-            self._trees[request.width] = TreePod(self._pod, request.width)
+            self._trees[request.width] = self._crew.with_trees(request.width)
         kinds = [TickKind(tuple(range(self.stages)), drafts=True)]
         if not request.drafting:
             kinds = [TickKind((s,), drafts=False) for s in range(self.stages)]
@@ -212,7 +220,7 @@ class GraphRunner:
     def _launch(self, plan: Step | Bubble) -> _Asked:
         """One tick; every ``self._unit`` ticks a graph of them all is launched."""
         begin = perf_counter()
-        request, crew, unit = self._request, self._crew, self._unit
+        request, crew, unit = self._request, self._line, self._unit
         assert request is not None
         at = self._row % len(self._cycle)
         drafts = 0 in self._cycle[at].active
@@ -230,13 +238,8 @@ class GraphRunner:
 
     def _prepare_stretch(self, kinds: tuple[TickKind, ...]) -> None:
         assert self._request is not None
-        sampling, tree, crew = self._request.sampling, self._tree, self._crew
-        if tree is None:
-            self._prepare(kinds, partial(crew.record, kinds=kinds, sampling=sampling))
-            return
-        run = partial(tree.stretch, kinds, sampling, crew.home.recorder.fork)
-        tree.board.idle()
-        self._prepare(kinds, partial(crew.record_alone, launches=run))
+        sampling = self._request.sampling
+        self._prepare(kinds, partial(self._line.record, kinds=kinds, sampling=sampling))
 
     def _launch_burst(self, plan: Burst) -> _Asked:
         begin = perf_counter()
@@ -259,32 +262,30 @@ class GraphRunner:
 
     def _fetch(self, request: Request) -> tuple[Fetched, tuple[Tensor, ...]]:
         """Stamps and log after a tick, and the logits that are kept."""
-        tree = self._tree
-        if tree is not None:
-            kept = [tree.target_logits, tree.draft_logits] if request.keep_logits else []
-            fetched = self._crew.fetch([[tree.board.stamps, tree.board.log, *kept]])
-            return fetched, tuple(fetched.copies[0][2:])
-        wanted = [[member.pod.board.stamps] for member in self._crew.members]
-        wanted[0].append(self._pod.board.log)
-        tail = self._crew.tail.pod
+        crew = self._line
+        home, tail = crew.home.pod, crew.tail.pod
+        wanted = [[member.pod.board.stamps] for member in crew.members]
+        wanted[0].append(home.board.log)
         if request.keep_logits:
             assert tail.chooser is not None
-            wanted[-1].append(tail.chooser.logits[0])
+            logits = tail.chooser.logits
+            wanted[-1].append(logits[0] if request.width == 1 else logits)
             if request.drafting:
-                wanted[0].append(self._pod.head_logits())
-        fetched = self._crew.fetch(wanted)
+                assert not isinstance(home, TreeFollower)
+                wanted[0].append(home.head_logits())
+        fetched = crew.fetch(wanted)
         if not request.keep_logits:
             return fetched, ()
-        home, last = fetched.copies[0], fetched.copies[-1]
+        first, last = fetched.copies[0], fetched.copies[-1]
         if not request.drafting:
             return fetched, (last[-1],)
-        return fetched, (last[-2 if last is home else -1], home[-1])
+        return fetched, (last[-2 if last is first else -1], first[-1])
 
     def _prepare(self, kind: Recorded, record: Callable[[tuple[object, ...]], None]) -> None:
         """Have the graph. Recording runs it once, so nothing may be in flight."""
         key = self._key(kind)
-        if not self._crew.knows(key):
-            self._crew.idle()
+        if not self._line.knows(key):
+            self._line.idle()
             record(key)
 
     def _tell(self) -> None:
@@ -292,11 +293,7 @@ class GraphRunner:
         assert self._request is not None
         assert self._prefill.first is not None, "a step before the prompt's last chunk"
         token, position = self._prefill.first
-        self._crew.begin(self._request, position=position, token=token, serial=self._serial)
-        if self._tree is not None:
-            self._tree.board.begin(
-                self._request, position=position, token=token, serial=self._serial
-            )
+        self._line.begin(self._request, position=position, token=token, serial=self._serial)
 
     def _key(self, kind: Recorded) -> tuple[object, ...]:
         assert self._request is not None

@@ -4,7 +4,6 @@ Shapes: n stages, H hidden, K taps.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -18,23 +17,9 @@ from ppsd_cli.runtime.cuda.board import Board
 from ppsd_cli.runtime.cuda.control import boundary_kernel, entry_kernel
 from ppsd_cli.runtime.cuda.lanes import HeadLane, StageLane
 from ppsd_cli.runtime.cuda.launch import Launcher, rows_of
-from ppsd_cli.runtime.cuda.march import Fork, March, TickKind, inside, votes_of
-from ppsd_cli.runtime.cuda.relay import Box, follow_kernel, push_kernel
+from ppsd_cli.runtime.cuda.march import Follower, March, inside, votes_of
+from ppsd_cli.runtime.cuda.relay import Box, Push, follow_kernel, push_kernel
 from ppsd_cli.runtime.cuda.tiles import Tile, power_of_two
-
-
-@dataclass(frozen=True, slots=True)
-class Push:
-    """What a device puts into the box of another one after each tick.
-
-    ``rows`` [P, 2]: of the states, and of the box. ``place``: the place of the node that leaves
-    goes along. ``target``: the full model's token.
-    """
-
-    box: Box
-    rows: Tensor
-    place: bool
-    target: bool
 
 
 class Pod(March):
@@ -89,10 +74,18 @@ class Pod(March):
             owner = next((s for s, stage in enumerate(stages) if inside(stage, tap.depth)), None)
             if owner is not None:
                 self.moves.append((self.row[tap.depth], 1, index, owner, 0))
-        self.box = Box.of(0, spec.hidden, like=states, trash=slots)
+        self.box = self.make_box(0)
         self.pushes: list[Push] = []
         self.chooser = self.lanes[-1].chooser
         self.early = 0 if head is None else 1  # more of them slow the head down more than they gain
+
+    def make_box(self, rows: int, *, through_host: bool = False, returns: bool = False) -> Box:
+        """A box for this device with room for so many states. ``returns``: of what followers
+        return, at home.
+        """
+        del returns
+        empty = (0, self.board.trash, 0)
+        return Box.of(rows, like=self.states, empty=empty, through_host=through_host)
 
     def connect(self, box: Box, come: Sequence[tuple[int, int, int, int, int]]) -> None:
         """Take rows of ``box`` at each boundary, as these further moves say."""
@@ -227,16 +220,8 @@ class Pod(March):
         return self.head.chooser.logits[0]
 
 
-class FollowerPod(Pod):
+class FollowerPod(Follower, Pod):
     """Stages of a device without stage 0: it works on what comes, and decides nothing."""
-
-    def _tick(self, kind: TickKind, sampling: Sampling, fork: Fork, *, follows: bool) -> bool:
-        """Launch one tick; see ``Pod``."""
-        self._follow(first=not follows)
-        mine = (s - self.first for s in kind.active)
-        starts = {s: 0 for s in mine if 0 <= s < len(self.lanes)}
-        single = not starts or self._together(starts, sampling, fork, alone=True)
-        return self._push(sampling, single=single)
 
     def _follow(self, *, first: bool) -> None:
         board = self.board

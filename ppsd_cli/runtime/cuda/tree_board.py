@@ -32,10 +32,17 @@ class TreeBoard(Board):
     """Control tensors of a pipeline that carries trees; see ``tree_control.py`` for the fields."""
 
     def __init__(
-        self, *, stages: int, taps: int, slots: int, device: torch.device, width: int
+        self,
+        *,
+        stages: int,
+        local: int,
+        taps: int,
+        slots: int,
+        device: torch.device,
+        width: int,
     ) -> None:
-        """``slots``: S less the spare one."""
-        super().__init__(stages=stages, lags=taps - 1, slots=slots, device=device, width=width)
+        """``local``: stages of this device. ``slots``: S less the spare one."""
+        super().__init__(stages=local, lags=taps - 1, slots=slots, device=device, width=width)
         whole: dict[str, Any] = {"dtype": torch.int64, "device": device}
         half: dict[str, Any] = {"dtype": torch.int32, "device": device}
         wide: dict[str, Any] = {"dtype": torch.float32, "device": device}
@@ -50,10 +57,12 @@ class TreeBoard(Board):
         self.owner = torch.full((slots + 1,), FREE, **half)
         self.where = torch.zeros(slots + 1, **half)
         self._count = torch.arange(slots + 1, **half)
+        self.freed = torch.full((TICKS, (stages - 1) * power_of_two(width)), NO_SLOT, **whole)
+        self.ends = torch.zeros(TICKS, **whole)
         self.pool = torch.full((power_of_two(room),), NO_SLOT, **whole)
         self.log = torch.zeros(TICKS, len(HEAD_FIELDS) + len(ROW_FIELDS) * width, **whole)
-        self.paths = torch.zeros(stages, width, stages, **half)
-        self.views = torch.zeros(stages + 1, 2, **whole)
+        self.paths = torch.zeros(local, width, stages, **half)
+        self.views = torch.zeros(local + 1, 2, **whole)
         self.head_place = torch.zeros(1 + taps, width, 2, **whole)
         self.head_place[:, :, 1] = slots
         self.head_path = torch.zeros(width, stages, **half)
@@ -67,14 +76,20 @@ class TreeBoard(Board):
     def idle(self) -> None:
         """Nothing is due and nothing in flight."""
         super().idle()
+        self._no_nodes()
+
+    def _no_nodes(self) -> None:
         self.nodes.zero_()
+        self.nodes[:, :, NODE_FIELDS.index("slot")].fill_(self.trash)
         self.alive.zero_()
+        self.lineage.zero_()
+        self.freed.fill_(NO_SLOT)
 
     def begin(self, request: Request, *, position: int, token: int, serial: int) -> None:
         """See ``Board.begin``. The prompt lies in the slots up to ``position``."""
         super().begin(request, position=position, token=token, serial=serial)
-        self.nodes.zero_()
-        self.alive.zero_()
+        self._no_nodes()
+        self.ends.fill_(position)
         send(self.tree, [position, 0, 0, 0, 0])
         self.pool.fill_(NO_SLOT)
         self.owner.fill_(FREE)

@@ -24,6 +24,7 @@ import triton.language as tl
 from ppsd_cli.runtime.cuda.choice import elect
 from ppsd_cli.runtime.cuda.control import leave_tap
 from ppsd_cli.runtime.cuda.linear import wait_for_predecessor
+from ppsd_cli.runtime.cuda.relay import moved_row
 from ppsd_cli.runtime.cuda.tree_choice import index_of, key_of, score_of
 
 NODE_FIELDS = ("entered", "position", "token", "slot", "parent", "serial")
@@ -36,6 +37,18 @@ PROMPT = -(2**31)
 
 
 @triton.jit
+def _target_of(
+    row, vote_ptr, vote_id_ptr, tiles, come_ptr, AWAY: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The full model's token after a row: elected here, or on the device of the last stage."""
+    if AWAY:
+        target = tl.load(come_ptr + row, volatile=True)
+    else:
+        target = elect(vote_ptr + row * tiles, vote_id_ptr + row * tiles, tiles, BLOCK)
+    return target.to(tl.int64)
+
+
+@triton.jit
 def _settle(
     board_ptr,
     tree_ptr,
@@ -43,11 +56,14 @@ def _settle(
     alive_ptr,
     owner_ptr,
     pool_ptr,
+    freed_ptr,
     vote_ptr,
     vote_id_ptr,
     tiles,
+    come_ptr,
     tick,
     STAGES: tl.constexpr,
+    LOCAL: tl.constexpr,
     W: tl.constexpr,
     WP: tl.constexpr,
     LEVELS: tl.constexpr,
@@ -63,7 +79,7 @@ def _settle(
     live = mask != 0
     row = tl.min(tl.where((mask >> i) & 1 > 0, i, WP - 1), axis=0)
     row = tl.minimum(row, W - 1)
-    target = elect(vote_ptr + row * tiles, vote_id_ptr + row * tiles, tiles, BLOCK).to(tl.int64)
+    target = _target_of(row, vote_ptr, vote_id_ptr, tiles, come_ptr, LOCAL < STAGES, BLOCK)
     position = tl.load(nodes_ptr + (oldest * W + row) * 6 + 1)
     was_due = tl.load(board_ptr + 2)
     kept = tl.where(level == 0, mask, tl.zeros([LEVELS], dtype=tl.int64))
@@ -88,7 +104,10 @@ def _settle(
         leaves = tl.where(alive != 0, at, leaves)
         slot = tl.load(node + 3, mask=dies, other=0)
         tl.store(owner_ptr + slot, tl.full([WP], 2147483647, tl.int32), mask=dies)
-        tl.store(pool_ptr + HOLES + (j - 1) * WP + i, tl.where(dies, slot, 4611686018427387904))
+        gone = tl.where(dies, slot, 4611686018427387904)
+        tl.store(pool_ptr + HOLES + (j - 1) * WP + i, gone)
+        if LOCAL < STAGES:
+            tl.store(freed_ptr + ((tick % 64) * (STAGES - 1) + j - 1) * WP + i, gone)
         deaths += tl.sum(dies.to(tl.int32), axis=0)
         heirs += tl.sum(heir.to(tl.int32), axis=0)
     tl.debug_barrier()  # every warp has read what changes now
@@ -136,6 +155,7 @@ def tree_boundary_kernel(
     kin_ptr,
     owner_ptr,
     pool_ptr,
+    freed_ptr,
     log_ptr,
     place_ptr,
     path_ptr,
@@ -148,11 +168,15 @@ def tree_boundary_kernel(
     tiles,
     move_ptr,
     states_ptr,
+    box_ptr,
+    header_ptr,
     inputs_ptr,
     rings_ptr,
     trash,
     STAGES: tl.constexpr,
+    LOCAL: tl.constexpr,
     MOVES: tl.constexpr,
+    BOX: tl.constexpr,
     W: tl.constexpr,
     WP: tl.constexpr,
     LEVELS: tl.constexpr,
@@ -172,15 +196,18 @@ def tree_boundary_kernel(
     [n, W, 2], paths [n, W, n], views [n + 1, 2] (the last is the head's), and the head's
     ``head_place_ptr`` [2 + L, W, 2] and ``head_kin_ptr`` [W, K]. The next programs carry out moves
     as in ``control.boundary_kernel``, a row each, with rings by slot; the last W log each row's
-    target.
+    target. ``LOCAL``: stages on this device; if it lacks some, targets [W] come through the box,
+    and slots of nodes that die are listed in ``freed_ptr`` [TICKS, n - 1, WP].
     """
     wait_for_predecessor(PDL)
     tick = tl.load(board_ptr) + 1
     pid = tl.program_id(0)
+    half = (tick + 1) % 2
+    come_ptr = header_ptr + half * W
     if pid > MOVES * W:
         row = pid - MOVES * W - 1
-        target = elect(vote_ptr + row * tiles, vote_id_ptr + row * tiles, tiles, BLOCK)
-        tl.store(log_ptr + (tick % 64) * (4 + 8 * W) + 4 + row * 8 + 7, target.to(tl.int64))
+        target = _target_of(row, vote_ptr, vote_id_ptr, tiles, come_ptr, LOCAL < STAGES, BLOCK)
+        tl.store(log_ptr + (tick % 64) * (4 + 8 * W) + 4 + row * 8 + 7, target)
         return
     if pid > 0:
         move = move_ptr + ((pid - 1) // W) * 5
@@ -189,7 +216,7 @@ def tree_boundary_kernel(
         left = (tick + 64 - 1 - tl.load(move + 3)) % 64
         node = nodes_ptr + (left * W + row) * 6
         h = tl.arange(0, BH)
-        state = tl.load(states_ptr + (tl.load(move) * W + row) * H + h, mask=h < H)
+        state = moved_row(states_ptr, box_ptr, move, half, row, h, W, BOX, H)
         if tl.load(move + 1) == 0:
             tl.store(inputs_ptr + (where * W + row) * H + h, state, mask=h < H)
         else:
@@ -209,11 +236,14 @@ def tree_boundary_kernel(
         alive_ptr,
         owner_ptr,
         pool_ptr,
+        freed_ptr,
         vote_ptr,
         vote_id_ptr,
         tiles,
+        come_ptr,
         tick,
         STAGES,
+        LOCAL,
         W,
         WP,
         LEVELS,
@@ -226,7 +256,7 @@ def tree_boundary_kernel(
     i = tl.arange(0, WP)
     j = tl.arange(0, LEVELS)
     both = (i < W)[:, None] & (j < STAGES)[None, :]
-    for s in tl.static_range(1, STAGES):
+    for s in tl.static_range(1, LOCAL):
         at = ((tick + 64 - s) % 64) * W + i
         node = nodes_ptr + at * 6
         there = tl.load(node, mask=i < W, other=0) > 0
@@ -258,8 +288,8 @@ def tree_boundary_kernel(
         else:
             near = tl.where(there & (behind >= 0), behind, trash)
         tl.store(mine + 1, near, mask=i < W)
-    tl.store(view_ptr + STAGES * 2, end)
-    tl.store(view_ptr + STAGES * 2 + 1, horizon)
+    tl.store(view_ptr + LOCAL * 2, end)
+    tl.store(view_ptr + LOCAL * 2 + 1, horizon)
 
 
 @triton.jit
@@ -305,6 +335,7 @@ def tree_entry_kernel(
     owner_ptr,
     where_ptr,
     pool_ptr,
+    ends_ptr,
     log_ptr,
     place_ptr,
     path_ptr,
@@ -368,6 +399,7 @@ def tree_entry_kernel(
     tl.store(pool_ptr + here, left)
     end = end + count - taken
     tl.store(tree_ptr, end)
+    tl.store(ends_ptr + tick % 64, end)
     tl.store(tree_ptr + 3, holes - taken)
     tl.store(board_ptr, tick)
     tl.store(board_ptr + 2, tl.where(count > 0, 0, due.to(tl.int64)))

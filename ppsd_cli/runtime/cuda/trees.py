@@ -3,17 +3,16 @@
 Shapes: n stages, W rows of a level, H hidden, V' draft vocabulary, C chunks of it.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppsd_cli.core.choose import restrict
-from ppsd_cli.core.plan import Sampling
-from ppsd_cli.runtime.cuda.lanes import BlockCall, Chooser, HeadLane, is_cut
+from ppsd_cli.core.plan import Request, Sampling
+from ppsd_cli.runtime.cuda.lanes import HeadLane, is_cut
 from ppsd_cli.runtime.cuda.launch import Branch
-from ppsd_cli.runtime.cuda.march import March, inside, votes_of
+from ppsd_cli.runtime.cuda.march import votes_of
 from ppsd_cli.runtime.cuda.ticks import Pod, block_of
 from ppsd_cli.runtime.cuda.tiles import Tile, power_of_two
 from ppsd_cli.runtime.cuda.tree_board import TreeBoard
@@ -23,76 +22,52 @@ from ppsd_cli.runtime.cuda.tree_control import (
     tree_entry_kernel,
     tree_gather_kernel,
 )
+from ppsd_cli.runtime.cuda.tree_follower import TreeStages
 
 _CHUNK = 512
 _GREEDY = Sampling()
 
 
-class TreePod(March):
-    """Buffers and launches for levels of ``width`` nodes; the weights are ``pod``'s."""
+class TreePod(TreeStages):
+    """Levels of ``width`` nodes on the device with stage 0; the weights are ``pod``'s."""
 
     board: TreeBoard
     head: HeadLane
-    chooser: Chooser
 
     def __init__(self, pod: Pod, width: int) -> None:
+        super().__init__(pod, width)
         assert pod.head is not None, "drafting without a head"
-        stages = [lane.stage for lane in pod.lanes]
-        one = stages[0]
-        self._pod, self.width = pod, width
-        self.launcher, self.early = pod.launcher, pod.early
+        self._pod = pod
         self.head = pod.head.widened(width, guesses=width)
         self._taps = len(pod.tap_depths)
         self.board = TreeBoard(
-            stages=len(stages),
+            stages=self.total,
+            local=len(self.lanes),
             taps=self._taps,
-            slots=one.slots - 1,
-            device=one.device,
+            slots=self.slots,
+            device=self.device,
             width=width,
         )
-        assert pod.head.ring >= one.slots, "the head's memory of states goes by slot in a tree"
-        depths = sorted(pod.row, key=pod.row.__getitem__)
-        kind: dict[str, Any] = {"dtype": one.dtype, "device": one.device}
-        self._states = torch.zeros(len(depths), width, pod.hidden, **kind)
-        self._inputs = torch.zeros(len(stages), width, pod.hidden, **kind)
-        self.lanes = [
-            lane.over(
-                self._inputs[s],
-                {d: self._states[pod.row[d]] for d in depths if inside(lane.stage, d)},
-            )
-            for s, lane in enumerate(pod.lanes)
-        ]
-        assert pod.chooser is not None
-        self.chooser = pod.chooser.widened(width)
-        self._move_table = torch.tensor(pod.moves, device=one.device)
+        assert pod.head.ring >= self.slots, "the head's memory of states goes by slot in a tree"
+        self.box = self.make_box(0, returns=True)
         columns = self.head.chooser.logits.shape[1]
         self._chunks = -(-columns // _CHUNK)
-        self._keys = torch.zeros(width, self._chunks, width, dtype=torch.int64, device=one.device)
-        wide: dict[str, Any] = {"dtype": torch.float32, "device": one.device}
+        room = (width, self._chunks, width)
+        self._keys = torch.zeros(*room, dtype=torch.int64, device=self.device)
+        wide: dict[str, Any] = {"dtype": torch.float32, "device": self.device}
         self._tops = torch.zeros(width, self._chunks, **wide)
         self._totals = torch.zeros(width, self._chunks, **wide)
 
-    @property
-    def target_logits(self) -> Tensor:
-        """The full model's logits [W, V] of the last tick."""
-        return self.chooser.logits
-
-    @property
-    def draft_logits(self) -> Tensor:
-        """The head's logits [W, V'] of the last tick, behind each leaf."""
-        return self.head.chooser.logits
-
-    def _call(self, stage: int, index: int) -> BlockCall:
+    def _branch(self, stage: int) -> Branch:
         board = self.board
-        branch = Branch(board.owner, board.where, board.paths[stage], board.views[stage])
-        return replace(super()._call(stage, index), branch=branch)
+        return Branch(board.owner, board.where, board.paths[stage], board.views[stage])
 
     def _boundary(self, sampling: Sampling, *, first: bool) -> None:
         pod, board, head = self._pod, self.board, self.head
         scores, columns, tiles = votes_of(
-            self.chooser, sampling, nothing=(self._states, board.board)
+            self.chooser, sampling, nothing=(self.states, board.board)
         )
-        moves = len(pod.moves)
+        moves = len(self.moves)
         tree_boundary_kernel[(1 + (moves + 1) * self.width,)](
             board.board,
             board.tree,
@@ -102,6 +77,7 @@ class TreePod(March):
             board.kin,
             board.owner,
             board.pool,
+            board.freed,
             board.log,
             board.place,
             board.paths,
@@ -112,16 +88,20 @@ class TreePod(March):
             scores,
             columns,
             tiles,
-            self._move_table,
-            self._states,
-            self._inputs,
+            self.move_table,
+            self.states,
+            self.box.states,
+            self.box.header,
+            self.inputs,
             head.rings,
             board.trash,
-            STAGES=board.stages,
+            STAGES=self.total,
+            LOCAL=len(self.lanes),
             MOVES=moves,
+            BOX=self.box.rows,
             W=self.width,
             WP=power_of_two(self.width),
-            LEVELS=power_of_two(board.stages),
+            LEVELS=power_of_two(self.total),
             LAGS=self._taps - 1,
             HOLES=board.holes,
             POOL=len(board.pool),
@@ -151,7 +131,7 @@ class TreePod(March):
             BH=power_of_two(pod.hidden),
             **self.launcher.flags(Tile(0, 0, 4), first=True),
         )
-        view = board.views[board.stages]
+        view = board.views[len(self.lanes)]
         branch = Branch(board.owner, board.where, board.head_path, view, board.head_kin)
         head.guess(board.head_place, _GREEDY, board.noise, branch=branch)
         self._rank(sampling)
@@ -220,6 +200,7 @@ class TreePod(March):
             board.owner,
             board.where,
             board.pool,
+            board.ends,
             board.log,
             board.place,
             board.paths,
@@ -227,9 +208,9 @@ class TreePod(March):
             board.tokens,
             board.shares,
             pod.embedding,
-            self._inputs,
+            self.inputs,
             board.trash,
-            STAGES=board.stages,
+            STAGES=self.total,
             W=self.width,
             WP=power_of_two(self.width),
             LAGS=self._taps - 1,
@@ -239,3 +220,22 @@ class TreePod(March):
             CLOCK=self.launcher.clock,
             **self.launcher.flags(Tile(0, 0, 1 if pod.hidden <= 1024 else 4), first=False),
         )
+
+    def _push(self, sampling: Sampling, *, single: bool) -> bool:
+        board = self.board
+        records = (board.nodes, board.lineage, board.freed, board.ends, board.freed)
+        return self._push_levels(sampling, records, single=single)
+
+    def begin(self, request: Request, *, position: int, token: int, serial: int) -> None:
+        """See ``TreeBoard.begin``."""
+        self.board.begin(request, position=position, token=token, serial=serial)
+        self.box.clear()
+
+    def idle(self) -> None:
+        """See ``TreeBoard.idle``."""
+        self.board.idle()
+        self.box.clear()
+
+    def head_logits(self) -> Tensor:
+        """The head's logits [W, V'] of the last tick, behind each leaf."""
+        return self.head.chooser.logits
