@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from distributed_models import answer, save_llama, settings, timeless
 from test_failures import alive, assert_gone, wait_for
 
@@ -58,7 +57,6 @@ def test_ranks_equal_one_process(model: Path, tmp_path: Path):
     out, err = launcher.communicate(timeout=60)
     assert launcher.returncode == 0, err.decode()
     assert out == b""
-    torch.set_num_threads(1)
     runner = local_runner(settings(model, (2, 2)))
     events = [repr([timeless(e) for e in answer(runner)]) for _ in range(2)]
     assert json.loads(output.read_text())[:2] == events
