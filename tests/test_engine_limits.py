@@ -1,4 +1,4 @@
-"""What the CUDA engine does not serve is refused before weights load. No GPU: it is pretended."""
+"""What cannot be served is refused before weights load. No GPU: it is pretended."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import torch
 from cli_model import Ppsd, save_cli_model
 
 from ppsd_cli.commands import answer
+from ppsd_cli.commands.prompts import PromptSource, is_short
 from ppsd_cli.errors import ConfigError
 from ppsd_cli.runtime import engine
 from ppsd_cli.runtime.pipeline import PipelineConfig
@@ -56,6 +57,16 @@ def test_generate_refuses(ppsd, options, says):
     assert (result.code, result.out) == (2, "")
     assert says in result.err
     assert len(result.err.splitlines()) == 1
+
+
+def test_a_prompt_beyond_the_context(ppsd):
+    """Weights load beside the tokenizer only where the prompt is short enough for any."""
+    result = ppsd.generate("--prompt", "word " * 500, "--devices", "cpu")
+    assert result.code == 2
+    assert "tokens, the context holds 128" in result.err
+    source = PromptSource("", None, "\N{EURO SIGN}" * 100, chat=True)
+    assert is_short("word", source, 1000)
+    assert not is_short("\N{EURO SIGN}" * 100, source, 1000)
 
 
 def test_bench_refuses_a_draft_length(ppsd, tmp_path):
