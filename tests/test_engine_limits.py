@@ -97,3 +97,20 @@ def test_what_the_engine_serves(devices, length, says):
         return
     with pytest.raises(ConfigError, match=says):
         engine.check_engine(config, draft_length=length)
+
+
+@pytest.mark.parametrize(
+    ("devices", "reach", "told"),
+    [
+        ("cuda:0,cuda:1", False, True),
+        ("cuda:0,cuda:1", True, False),
+        ("cuda:0", False, False),
+    ],
+)
+def test_states_that_go_through_the_host_are_told(ppsd, monkeypatch, devices, reach, told):
+    crew = pytest.importorskip("ppsd_cli.runtime.cuda.crew")
+    monkeypatch.setattr(crew, "devices_reach", lambda _devices: reach)
+    result = ppsd.generate("--prompt", "hello", "--split", "3,3", "--devices", devices)
+    notes = [line for line in result.err.splitlines() if "through the host" in line]
+    assert len(notes) == told
+    assert all("cuda:0, cuda:1 cannot write to each other's memory" in note for note in notes)
