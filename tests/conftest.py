@@ -11,9 +11,12 @@ from models import Tiny, save_tiny
 triton_cpu.claim()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """The thread count decides rounding and, on two shared cores, how steady times are."""
+    """The thread count decides rounding and, on two shared cores, how steady times are.
+
+    An engine sets its own, so each test begins with one.
+    """
     torch.set_num_threads(1)
 
 

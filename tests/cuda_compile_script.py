@@ -2,6 +2,9 @@
 
 No GPU is needed: tensors have a shape and a format but no memory (torch's meta device), and a
 launch ends when the kernel is compiled. Prints one line of JSON for each kernel that was made.
+
+SHAPE DTYPE EXTENT: ``all`` pipelines and ways to choose a token; or ``longest``, the one that
+launches every kernel, with the way that does the most, for the sizes and formats of other models.
 """
 
 import json
@@ -128,17 +131,19 @@ def launch_all(pod: Pod, kinds: Sequence[TickKind], sampling: Sampling) -> None:
         TreePod(pod, WIDTH).stretch(kinds[-1:] * 2, sampling, in_turn)
 
 
-def main(shape: str, dtype: str) -> None:
+def main(shape: str, dtype: str, extent: str) -> None:
+    whole = extent == "all"
+    samplings = SAMPLINGS if whole else SAMPLINGS[-1:]
     triton.runtime.driver.set_active(NoDriver())
     JITFunction.run = compile_only
     random_weights.Noise.normal = no_numbers
     clock._now_kernel[(1,)](torch.empty(1, dtype=torch.int64, device="meta"))
-    for pod, kinds in pods(shape, dtype):
-        for sampling in SAMPLINGS:
+    for pod, kinds in list(pods(shape, dtype))[0 if whole else -1 :]:
+        for sampling in samplings:
             launch_all(pod, kinds, sampling)
     relay.poke(torch.empty(1, dtype=torch.int64, device="meta"), 1)
     for member in crew(shape, dtype).members:
-        for sampling in SAMPLINGS:
+        for sampling in samplings:
             member.pod.stretch([TickKind((0, 1, 2), drafts=True)], sampling, in_turn)
     for facts in _made.values():
         sys.stdout.write(json.dumps(facts) + "\n")

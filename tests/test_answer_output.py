@@ -1,7 +1,8 @@
-"""What ``ppsd generate`` leaves where a rank of ``torchrun`` freezes in the middle of an answer.
+"""What ``ppsd generate`` leaves where an answer does not come to its end.
 
-Rank 0's main thread then waits in a receive for good, so another thread writes. Here all stages
-are in this process, and a runner that stops working stands for the frozen rank.
+Where a rank of ``torchrun`` freezes, rank 0's main thread waits in a receive for good, so another
+thread writes. Here all stages are in this process, and a runner that stops working stands for the
+frozen rank.
 """
 
 import json
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 from cli_model import Ppsd, save_cli_model
 
 import ppsd_cli
 from ppsd_cli.commands import answer, answer_output
 from ppsd_cli.core.plan import Plan
 from ppsd_cli.runtime.engine import Engine
+from ppsd_cli.runtime.local import LocalRunner
 from ppsd_cli.runtime.pipeline import local_runner
 
 SCHEMA = Path(ppsd_cli.__file__).parent / "data" / "schema" / "generate.json"
@@ -132,3 +135,38 @@ def test_an_answer_that_is_written_already_stays(ppsd, freeze, monkeypatch):
     result = ppsd.generate(*ASKED, "--devices", "cpu", "--json")
     assert (result.code, said) == (0, [])
     assert not json.loads(result.out)["incomplete"]
+
+
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried much.\nSee the manual")
+
+
+def test_stages_that_find_no_memory(ppsd, monkeypatch):
+    def open_engine(*_args, **_options):
+        raise NO_MEMORY
+
+    monkeypatch.setattr(answer, "open_engine", open_engine)
+    result = ppsd.generate(*ASKED, "--devices", "cpu", "--json")
+    assert (result.code, result.out) == (4, "")
+    assert "loading the stages: not enough device memory; use a smaller --context" in result.err
+    assert "See the manual" not in result.err, "one line"
+
+
+def test_an_answer_that_finds_no_memory_keeps_its_tokens(ppsd, monkeypatch):
+    """Graphs are recorded, and buffers made, when a device first needs them."""
+    whole = json.loads(ppsd.generate(*ASKED, "--devices", "cpu", "--json").out)
+    right, ticks = LocalRunner.collect, iter(range(20))
+
+    def collect(self):
+        if next(ticks, None) is None:
+            raise NO_MEMORY
+        return right(self)
+
+    monkeypatch.setattr(LocalRunner, "collect", collect)
+    result = ppsd.generate(*ASKED, "--devices", "cpu", "--json")
+    assert result.code == 4, result.err
+    assert "the answer: not enough device memory" in result.err
+    report = json.loads(result.out)
+    jsonschema.validate(report, json.loads(SCHEMA.read_text()))
+    assert (report["finish_reason"], report["incomplete"]) == ("failed", True)
+    assert 1 < len(report["token_ids"]) < 24
+    assert whole["token_ids"][: len(report["token_ids"])] == report["token_ids"]

@@ -490,9 +490,10 @@ def start_slowly(model: Path, *args: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
+    ("number", "code", "form"),
+    [(signal.SIGINT, 130, "text"), (signal.SIGTERM, 143, "json")],
+    ids=["INT", "TERM"],
 )
-@pytest.mark.parametrize("form", ["text", "json"])
 def test_signals_end_in_good_order(ppsd, model, number, code, form):
     whole = ppsd.generate(*PROMPT, *LONG).out
     trace = model.parent / f"trace-{number}-{form}.json"
@@ -554,10 +555,9 @@ def test_closed_streams(model):
     def run(rest: str) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(["bash", "-c", f"{script} {rest}"], capture_output=True, check=False)
 
-    for rest in ("-p hi <&-", "-p hi 2>&-"):
-        done = run(rest)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip()
+    done = run("-p hi <&- 2>&-")
+    assert done.returncode == 0
+    assert done.stdout.strip()
     assert run("-p hi >&-").returncode == 0
     done = run("<&-")
     assert done.returncode == 2

@@ -24,27 +24,27 @@ SCRIPT = Path(__file__).parent / "cuda_compile_script.py"
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("shape", "dtype"),
+    ("shape", "dtype", "extent"),
     [
-        ("smollm2-135m", "bfloat16"),
-        ("smollm2-135m", "float32"),
-        ("llama-8b", "bfloat16"),
-        ("qwen3-4b", "float16"),
+        ("smollm2-135m", "bfloat16", "all"),
+        ("smollm2-135m", "float32", "longest"),
+        ("llama-8b", "bfloat16", "longest"),
+        ("qwen3-4b", "float16", "longest"),
     ],
 )
-def test_every_kernel_compiles(shape, dtype, tmp_path):
-    compiled = compile_kernels(shape, dtype, tmp_path)
+def test_every_kernel_compiles(shape, dtype, extent, tmp_path):
+    compiled = compile_kernels(tmp_path, shape, dtype, extent)
     assert {kernel["kernel"] for kernel in compiled} == kernels_of_the_engine()
     for kernel in compiled:
         assert kernel["machine_code"] > 0
         assert kernel["shared"] <= SHARED_MEMORY, kernel
 
 
-def compile_kernels(shape, dtype, cache):
+def compile_kernels(cache, *settings):
     """What the script says, in a process without the interpreter and with an empty cache."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), shape, dtype],
+        [sys.executable, str(SCRIPT), *settings],
         env=environment | {"TRITON_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,

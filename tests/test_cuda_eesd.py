@@ -4,15 +4,15 @@ Without a GPU the kernels run in Triton's interpreter; with one, compiled, in tw
 """
 
 from contextlib import nullcontext
-from functools import cache
 
 import cuda_cases
 import pytest
 import triton_cpu
-from cuda_cases import VOCABULARY, Small, ask, assert_same_events, prompt
+from cuda_cases import VOCABULARY, ask, assert_same_events, prompt
+from cuda_fixtures import plain_answers, small_models
 from eesd import bursts_of, expected_bursts
 from models import forced_drafts, wrong
-from test_cuda_engine import CUT, DEEP_2, DEEP_3, PLACES
+from test_cuda_engine import CUT, DEEP_2, DEEP_3
 from test_cuda_faults import swap_kernels
 
 from ppsd_cli.core.events import FinishReason
@@ -22,33 +22,7 @@ from ppsd_cli.errors import StageError
 COUNT = 7
 SAMPLING = Sampling(temperature=0.8, seed=7)
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-
-
-@pytest.fixture(scope="module", params=PLACES)
-def small(request, tmp_path_factory):
-    """Models by kind on one device in one format, each made once."""
-    device, dtype = request.param
-
-    @cache
-    def make(kind):
-        folder = tmp_path_factory.mktemp(kind)
-        return Small(cuda_cases.save_small(folder / "model", kind), device, dtype, folder)
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def plain(small):
-    """Plain decoding of one stage by the in-process runner, which the graph runner's equals."""
-
-    @cache
-    def run(kind, length, count=COUNT, sampling=None):
-        model = small(kind)
-        options = {} if sampling is None else {"sampling": sampling}
-        runner = model.local((model.layers,), head=None)
-        return ask(runner, prompt(length), count=count, drafting=False, **options)
-
-    return run
+small, plain = small_models(), plain_answers(COUNT, local=True)
 
 
 def ask_both(model, split, text, *, head="raw", **options):

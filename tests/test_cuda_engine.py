@@ -3,13 +3,11 @@
 Without a GPU the kernels run in Triton's interpreter; with one, compiled, in two formats.
 """
 
-from functools import cache
-
 import cuda_cases
 import pytest
 import torch
-import triton_cpu
-from cuda_cases import CONTEXT, VOCABULARY, Small, ask, assert_exact, assert_same_events, prompt
+from cuda_cases import CONTEXT, VOCABULARY, ask, assert_exact, assert_same_events, prompt
+from cuda_fixtures import plain_answers, small_models
 from models import forced_drafts
 
 from ppsd_cli.core.events import Committed, Entered, FinishReason, Outcome
@@ -18,49 +16,13 @@ from ppsd_cli.errors import StageError
 from ppsd_cli.runtime.cuda.tiles import SPLIT
 
 COUNT = 7
-_MISSING = triton_cpu.missing()
-_GPU = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
-PLACES = [
-    pytest.param(
-        ("cpu", "float32"), marks=pytest.mark.skipif(bool(_MISSING), reason=str(_MISSING)), id="cpu"
-    ),
-    pytest.param(("cuda:0", "float32"), marks=_GPU, id="gpu-float32"),
-    pytest.param(("cuda:0", "bfloat16"), marks=_GPU, id="gpu-bfloat16"),
-]
 CUT = Sampling(temperature=1.3, top_k=20, top_p=0.9, min_p=0.01, seed=5)
 DEEP_2, DEEP_3 = ((2, 0), (4, 1)), ((1, 0), (2, 1), (4, 2))
 
 
 # Padding rows of attention have nothing to see; what they come to is never stored.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-
-
-@pytest.fixture(scope="module", params=PLACES)
-def small(request, tmp_path_factory):
-    """Models by kind on one device in one format, each made once."""
-    device, dtype = request.param
-
-    @cache
-    def make(kind):
-        folder = tmp_path_factory.mktemp(kind)
-        return Small(cuda_cases.save_small(folder / "model", kind), device, dtype, folder)
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def plain(small):
-    """Plain decoding of one stage on the graph runner, each answer made once."""
-
-    @cache
-    def run(kind, length, count=COUNT, sampling=None):
-        options = {} if sampling is None else {"sampling": sampling}
-        return small(kind).plain(prompt(length), count, **options)
-
-    return run
+small, plain = small_models(), plain_answers(COUNT)
 
 
 def check_like_local(model, run, split, text, *, head, **options):

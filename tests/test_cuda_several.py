@@ -9,8 +9,9 @@ from functools import cache
 import cuda_cases
 import pytest
 from cuda_cases import CONTEXT, VOCABULARY, Small, ask, assert_exact, assert_same_events, prompt
+from cuda_fixtures import PLACES
 from models import forced_drafts
-from test_cuda_engine import DEEP_3, PLACES
+from test_cuda_engine import DEEP_3
 
 from ppsd_cli.core.plan import Sampling
 from ppsd_cli.runtime.cuda import crew

@@ -4,12 +4,10 @@ A level's rows share their products, which round otherwise than one row does; so
 what the engine itself says is compared (the text is checked where a token is not nearly level).
 """
 
-from functools import cache
-
-import cuda_cases
 import pytest
-from cuda_cases import Small, ask, assert_same_events, prompt
-from test_cuda_engine import CUT, DEEP_2, DEEP_3, PLACES
+from cuda_cases import ask, assert_same_events, prompt
+from cuda_fixtures import plain_answers, small_models
+from test_cuda_engine import CUT, DEEP_2, DEEP_3
 from trees import right_and_ranks
 
 from ppsd_cli.core.events import Flushed, Outcome, Pruned
@@ -19,31 +17,7 @@ from ppsd_cli.runtime.cuda.tiles import SPLIT
 COUNT = 8
 DRAWN = Sampling(temperature=0.9, seed=7)
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-
-
-@pytest.fixture(scope="module", params=PLACES)
-def small(request, tmp_path_factory):
-    """Models by kind on one device in one format, each made once."""
-    device, dtype = request.param
-
-    @cache
-    def make(kind):
-        folder = tmp_path_factory.mktemp(kind)
-        return Small(cuda_cases.save_small(folder / "model", kind), device, dtype, folder)
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def plain(small):
-    """Plain decoding of one stage on the graph runner, each answer made once."""
-
-    @cache
-    def run(kind, length, count=COUNT, sampling=None):
-        options = {} if sampling is None else {"sampling": sampling}
-        return small(kind).plain(prompt(length), count, **options)
-
-    return run
+small, plain = small_models(), plain_answers(COUNT)
 
 
 def nodes_of(run):

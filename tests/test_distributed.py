@@ -48,14 +48,6 @@ def model(tmp_path_factory) -> Path:
     return save_llama(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def record(runner, **wishes):
     """Two answers in a row: their events without times, and the logits of their ticks."""
     answers = []

@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from distributed_models import answer, save_llama, settings, timeless
 from test_failures import alive, assert_gone, wait_for
 
@@ -37,18 +37,42 @@ def start(model: Path, output: Path, mode: str) -> subprocess.Popen:
     )
 
 
+@dataclass(frozen=True)
+class Held:
+    """Two ranks that answer until something happens."""
+
+    launcher: subprocess.Popen
+    output: Path
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids by rank, of those that have begun."""
+        files = sorted(self.output.parent.glob(f"{self.output.name}.pid*"))
+        return [int(file.read_text()) for file in files]
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        for pid in alive(self.pids):
+            os.kill(pid, signal.SIGKILL)
+        self.launcher.kill()
+        self.launcher.communicate()
+
+
 @pytest.fixture
-def held(model: Path, tmp_path: Path):
-    """Ranks that answer until something happens; their launcher, process ids and output."""
-    output = tmp_path / "events"
-    launcher = start(model, output, "hold")
-    wait_for(output)
-    pids = [int(Path(f"{output}.pid{rank}").read_text()) for rank in (0, 1)]
-    yield launcher, pids, output
-    for pid in alive(pids):
-        os.kill(pid, signal.SIGKILL)
-    launcher.kill()
-    launcher.communicate()
+def hold(model: Path, tmp_path: Path):
+    """Start so many pairs of ranks, at the same time."""
+    started = []
+
+    def begin(count: int) -> list[Held]:
+        for output in (tmp_path / f"events{index}" for index in range(count)):
+            started.append(Held(start(model, output, "hold"), output))
+        for held in started:
+            wait_for(held.output)
+        return started
+
+    yield begin
+    for held in started:
+        held.end()
 
 
 @pytest.mark.slow
@@ -58,7 +82,6 @@ def test_ranks_equal_one_process(model: Path, tmp_path: Path):
     out, err = launcher.communicate(timeout=60)
     assert launcher.returncode == 0, err.decode()
     assert out == b""
-    torch.set_num_threads(1)
     runner = local_runner(settings(model, (2, 2)))
     events = [repr([timeless(e) for e in answer(runner)]) for _ in range(2)]
     assert json.loads(output.read_text())[:2] == events
@@ -84,26 +107,28 @@ def test_an_error_while_loading_reaches_rank_0(model: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_killed_rank_is_named(held):
-    launcher, pids, output = held
-    os.kill(pids[1], signal.SIGKILL)
+def test_a_killed_rank_is_named(hold):
+    (held,) = hold(1)
+    os.kill(held.pids[1], signal.SIGKILL)
     begin = time.monotonic()
-    error = wait_for(Path(f"{output}.error0"), 5)
+    error = wait_for(Path(f"{held.output}.error0"), 5)
     assert error.startswith("StageError: stage 1 (layers 2 to 3, cpu)")
-    launcher.communicate(timeout=20)
-    assert_gone(pids, 5)
+    held.launcher.communicate(timeout=20)
+    assert_gone(held.pids, 5)
     assert time.monotonic() - begin < 15
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("frozen", [0, 1])
-def test_a_frozen_rank_is_named(held, frozen):
-    launcher, pids, _ = held
-    os.kill(pids[frozen], signal.SIGSTOP)
-    assert_gone([pids[1 - frozen]], 15)
-    os.kill(pids[frozen], signal.SIGKILL)  # torchrun itself takes 30 s to do so
-    _, err = launcher.communicate(timeout=20)
-    assert f"ppsd: stage {frozen} (layers" in err.decode()
+def test_a_frozen_rank_is_named(hold):
+    """Of one pair rank 0 freezes, of another rank 1; the other rank of each ends within 15 s."""
+    pairs = hold(2)
+    for frozen, held in enumerate(pairs):
+        os.kill(held.pids[frozen], signal.SIGSTOP)
+    assert_gone([held.pids[1 - frozen] for frozen, held in enumerate(pairs)], 15)
+    for frozen, held in enumerate(pairs):
+        os.kill(held.pids[frozen], signal.SIGKILL)  # torchrun itself takes 30 s to do so
+        _, err = held.launcher.communicate(timeout=20)
+        assert f"ppsd: stage {frozen} (layers" in err.decode()
 
 
 def test_not_under_torchrun():

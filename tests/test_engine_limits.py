@@ -1,4 +1,4 @@
-"""What the CUDA engine does not serve is refused before weights load. No GPU: it is pretended."""
+"""What cannot be served is refused before weights load. No GPU: it is pretended."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import torch
 from cli_model import Ppsd, save_cli_model
 
 from ppsd_cli.commands import answer
+from ppsd_cli.commands.prompts import PromptSource, is_short
 from ppsd_cli.errors import ConfigError
 from ppsd_cli.runtime import engine
 from ppsd_cli.runtime.pipeline import PipelineConfig
@@ -58,6 +59,16 @@ def test_generate_refuses(ppsd, options, says):
     assert len(result.err.splitlines()) == 1
 
 
+def test_a_prompt_beyond_the_context(ppsd):
+    """Weights load beside the tokenizer only where the prompt is short enough for any."""
+    result = ppsd.generate("--prompt", "word " * 500, "--devices", "cpu")
+    assert result.code == 2
+    assert "tokens, the context holds 128" in result.err
+    source = PromptSource("", None, "\N{EURO SIGN}" * 100, chat=True)
+    assert is_short("word", source, 1000)
+    assert not is_short("\N{EURO SIGN}" * 100, source, 1000)
+
+
 def test_bench_refuses_a_draft_length(ppsd, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("hello world\n")
@@ -86,3 +97,20 @@ def test_what_the_engine_serves(devices, length, says):
         return
     with pytest.raises(ConfigError, match=says):
         engine.check_engine(config, draft_length=length)
+
+
+@pytest.mark.parametrize(
+    ("devices", "reach", "told"),
+    [
+        ("cuda:0,cuda:1", False, True),
+        ("cuda:0,cuda:1", True, False),
+        ("cuda:0", False, False),
+    ],
+)
+def test_states_that_go_through_the_host_are_told(ppsd, monkeypatch, devices, reach, told):
+    crew = pytest.importorskip("ppsd_cli.runtime.cuda.crew")
+    monkeypatch.setattr(crew, "devices_reach", lambda _devices: reach)
+    result = ppsd.generate("--prompt", "hello", "--split", "3,3", "--devices", devices)
+    notes = [line for line in result.err.splitlines() if "through the host" in line]
+    assert len(notes) == told
+    assert all("cuda:0, cuda:1 cannot write to each other's memory" in note for note in notes)

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -91,16 +93,22 @@ def test_a_killed_stage_is_named(running, stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 2])
-def test_a_frozen_stage_is_named(running, stage):
-    pids = running.pids
-    answer(running)
-    os.kill(pids[stage], signal.SIGSTOP)
-    begin = time.monotonic()
-    with pytest.raises(StageError, match=rf"stage {stage} .* no sign of life"):
-        answer_forever(running)
-    assert time.monotonic() - begin < 15
-    assert_gone(pids, 0)
+def test_a_frozen_stage_is_named(model: Path):
+    """The first stage and the last one, each of a pipeline of its own, at the same time."""
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda stage: check_frozen(model, stage), (0, 2)))
+
+
+def check_frozen(model: Path, stage: int) -> None:
+    with closing(spawn_runner(settings(model, (1, 2, 1)))) as runner:
+        pids = runner.pids
+        answer(runner)
+        os.kill(pids[stage], signal.SIGSTOP)
+        begin = time.monotonic()
+        with pytest.raises(StageError, match=rf"stage {stage} .* no sign of life"):
+            answer_forever(runner)
+        assert time.monotonic() - begin < 15
+        assert_gone(pids, 0)
 
 
 def test_closing_ends_stopped_stages(running):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def rotated(heads, position, theta_of):
 
 
 class PlainHead:
-    """A head by its definition, one position and one attention head at a time, without a cache."""
+    """A head by its definition, one position and one attention head at a time."""
 
     def __init__(self, tiny, weights: HeadWeights) -> None:
         self.spec, self.weights, self.tiny = tiny.spec, weights, tiny
@@ -48,7 +48,8 @@ class PlainHead:
             hidden = [x + self._gated(norm(x, mlp.norm, self._eps), mlp) for x in hidden]
         for index, block in enumerate(self.weights.blocks):
             lagged = states if index == 0 and len(self.weights.taps) > 1 else None
-            hidden = [self._block(hidden, p, block, lagged) for p in range(len(text))]
+            seen = cache(partial(self._key_value, hidden, w=block, states=lagged))
+            hidden = [self._block(hidden[p], p, block, seen, lagged) for p in range(len(text))]
         output = self.weights.output
         return [norm(x, output.norm, output.eps) @ output.lm_matrix for x in hidden]
 
@@ -60,41 +61,39 @@ class PlainHead:
         gate, up = (x @ w.gate_up).chunk(2)
         return (torch.nn.functional.silu(gate) * up) @ w.down
 
-    def _block(self, inputs, p, w: LayerWeights, states):
+    def _block(self, x, p, w: LayerWeights, key_value, states):
         """One layer at position p; with ``states`` its keys are those of the lagged view."""
         n, m, d = self.spec.heads, self.spec.kv_heads, self.spec.head_dim
         bias = 0.0 if w.qkv_bias is None else w.qkv_bias
-        qkv = norm(inputs[p], w.input_norm, self._eps) @ w.qkv + bias
+        qkv = norm(x, w.input_norm, self._eps) @ w.qkv + bias
         q = self._turned(qkv[: n * d].view(n, d), w.q_norm, p)
-        keys, values = [], []
-        for position in range(p + 1):
-            k, v = self._key_value(inputs, position, p - position, w, states)
-            keys.append(self._turned(k.view(m, d), w.k_norm, position))
-            values.append(v.view(m, d))
+        oldest = len(self.weights.taps) - 1 if states is not None else 0
+        pairs = [key_value(position, min(p - position, oldest)) for position in range(p + 1)]
+        keys, values = (torch.stack(parts) for parts in zip(*pairs, strict=True))
         out = []
         for head in range(n):
             group = head // (n // m)
-            scores = torch.stack([q[head] @ k[group] for k in keys]) * d**-0.5
-            out.append(scores.softmax(0) @ torch.stack([v[group] for v in values]))
-        x = inputs[p]
+            scores = keys[:, group] @ q[head] * d**-0.5
+            out.append(scores.softmax(0) @ values[:, group])
         if states is not None:
             x = x + self._fused(states, p)
         x = x + torch.cat(out) @ w.output
         gate, up = (norm(x, w.mlp_norm, self._eps) @ w.gate_up).chunk(2)
         return x + (torch.nn.functional.silu(gate) * up) @ w.down
 
-    def _key_value(self, inputs, position, lag, w, states):
+    def _key_value(self, inputs, position, lag, *, w, states):
+        """Key [M, D] and value [M, D] of a position as one that is ``lag`` further on sees it."""
         n, m, d = self.spec.heads, self.spec.kv_heads, self.spec.head_dim
         bias = 0.0 if w.qkv_bias is None else w.qkv_bias[n * d :]
         if states is None or lag == 0:
             kv = norm(inputs[position], w.input_norm, self._eps) @ w.qkv[:, n * d :]
         else:
-            deep, index = self.weights.deep, min(lag, len(self.weights.taps) - 1)
+            deep = self.weights.deep
             assert deep is not None
-            state = states[self.weights.taps[index].depth][position]
-            kv = norm(state, deep.norms[index - 1], self._eps) @ deep.kv[index - 1]
-        kv = kv + bias
-        return kv[: m * d], kv[m * d :]
+            state = states[self.weights.taps[lag].depth][position]
+            kv = norm(state, deep.norms[lag - 1], self._eps) @ deep.kv[lag - 1]
+        key, value = (kv + bias).view(2, m, d)
+        return self._turned(key, w.k_norm, position), value
 
     def _fused(self, states, p):
         deep = self.weights.deep

@@ -5,7 +5,7 @@ conftest.py). Where there is a GPU, kernels are compiled, and tests by interpret
 """
 
 import os
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -41,24 +41,74 @@ class _Kept:
 
 @cache
 def _patch_once() -> None:
-    """Make the interpreter about four times faster, by what it need not do again and again.
+    """Make the interpreter about seven times faster, by what it need not do again and again.
 
     It puts its functions into Triton's language anew at every call of every function; here once,
-    for good. It also makes the type of every intermediate tensor anew; here each is kept.
+    for good, and in one call each instead of three. It also makes the type of every intermediate
+    tensor anew; here each is kept. Operands that have the same type and shape are not made alike.
+    Sums of integers are not checked for overflow, as compiled kernels do not: no number of a
+    small model comes near it.
     """
     import triton.language as tl
     from triton.runtime import interpreter
 
-    patch = interpreter._patch_lang
+    patch, semantic = interpreter._patch_lang, interpreter.interpreter_semantic
 
     def user() -> None:
         """Has the modules in view whose functions are replaced."""
 
+    interpreter._patch_attr = partial(_attach, semantic)
     patch(type(user)(user.__code__, {"tl": tl, "core": tl.core}))
     interpreter._patch_lang = lambda _function: _Kept()
     interpreter._get_np_dtype = _kept_dtypes(interpreter._get_np_dtype, tl.core)
     tl.core.block_type.__init__ = _kept_blocks(tl.core.block_type.__init__, tl.core)
     tl.core.tensor.__init__ = _kept_tensors(tl.core.tensor.__init__)
+    interpreter.TensorHandle.__post_init__ = lambda _self: None
+    options = interpreter.InterpreterOptions(sanitize_overflow=False)
+    interpreter.interpreter_builder.options = options
+    kind = type(semantic)
+    kind.broadcast_impl_value = _quick_broadcast(kind.broadcast_impl_value)
+    kind.binary_op_type_checking_impl = _quick_types(kind.binary_op_type_checking_impl, tl.core)
+
+
+def _attach(semantic: Any, place: Any, name: str, member: Any, _builder: Any, scope: Any) -> None:
+    """Put one function of the interpreter into the language."""
+    inner = getattr(member, "__wrapped__", member)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        kwargs["_semantic"] = semantic
+        return inner(*args, **kwargs)
+
+    scope.set_attr(place, name, call)
+
+
+def _quick_broadcast(broadcast: Any) -> Any:
+    """Operands of the same shape are left as they are."""
+
+    def quick(self: Any, lhs: Any, rhs: Any) -> Any:
+        mine, other = lhs.type, rhs.type
+        if mine.is_block():
+            if other.is_block() and mine.shape.values == other.shape.values:
+                return lhs, rhs
+        elif not other.is_block():
+            return lhs, rhs
+        return broadcast(self, lhs, rhs)
+
+    return quick
+
+
+def _quick_types(check: Any, core: Any) -> Any:
+    """Operands of the same type are left as they are, but for pointers and short floats."""
+    plain = {"int1", "int32", "int64", "uint32", "uint64", "fp32"}
+
+    def quick(self: Any, lhs: Any, rhs: Any, *rules: Any) -> Any:
+        if isinstance(lhs, core.tensor) and isinstance(rhs, core.tensor):
+            name = lhs.dtype.name
+            if name in plain and name == rhs.dtype.name:
+                return self.broadcast_impl_value(lhs, rhs)
+        return check(self, lhs, rhs, *rules)
+
+    return quick
 
 
 def _kept_dtypes(get: Any, core: Any) -> Any:

@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -11,7 +12,13 @@ from ppsd_cli.assets.tokenizer import load_tokenizer
 from ppsd_cli.commands.answer_options import AnswerOptions, check_options
 from ppsd_cli.commands.answer_output import Answer, AnswerOutput
 from ppsd_cli.commands.answer_view import View
-from ppsd_cli.commands.prompts import PromptSource, check_length, encode_prompt, read_prompt
+from ppsd_cli.commands.prompts import (
+    PromptSource,
+    check_length,
+    encode_prompt,
+    is_short,
+    read_prompt,
+)
 from ppsd_cli.commands.session import ModelChoice, Plan, make_plan
 from ppsd_cli.commands.signals import Interrupted, Signals
 from ppsd_cli.config import DEFAULT_MAX_NEW_TOKENS, DEFAULT_TREE_SCALE, Settings
@@ -22,8 +29,11 @@ from ppsd_cli.core.stats import StatsBuilder
 from ppsd_cli.errors import PpsdError
 from ppsd_cli.runtime.engine import Drafting, Engine, open_engine
 from ppsd_cli.runtime.torchrun import is_torchrun, is_worker, join_warnings, serve_worker
+from ppsd_cli.tasks.bench.faults import memory_errors
 from ppsd_cli.ui.text import TextStream
 from ppsd_cli.ui.trace import TraceWriter
+
+_MEMORY_REMEDY = "use a smaller --context, or more or other --devices"
 
 
 def run_generate(
@@ -54,16 +64,18 @@ def _run(
     for note in (*plan.notes, *(join_warnings() if is_torchrun() else ())):
         say(note)
     output = AnswerOutput(plan, options, say)
-    loading = _start_engine(plan, options.port, on_frozen=output.frozen)
+    load = partial(_start_engine, plan, options.port, on_frozen=output.frozen)
+    loading = load() if is_short(prompt, source, plan.config.slots) else None
     try:
         tokenizer = load_tokenizer(plan.files.folder)
         prompt_ids = encode_prompt(tokenizer, prompt, source)
         check_length(len(prompt_ids), plan.config.slots)
     except BaseException:
-        with contextlib.suppress(PpsdError):
-            loading.result().close()
+        if loading is not None:
+            with contextlib.suppress(PpsdError):
+                loading.result().close()
         raise
-    with loading.result() as engine:
+    with (loading or load()).result() as engine:
         answer = _answer(engine, plan, tokenizer, prompt_ids, options, output)
     output.write(answer)
     return _exit_code(answer)
@@ -72,14 +84,19 @@ def _run(
 def _start_engine(
     plan: Plan, port: int | None, *, on_frozen: Callable[[str], None]
 ) -> "Future[Engine]":
-    """Load the stages in the background, while the caller reads the tokenizer.
+    """Load the stages in the background, while the caller may read the tokenizer.
 
     ``on_frozen``: see ``open_engine``.
     """
+
+    def load() -> Engine:
+        with memory_errors("loading the stages", remedy=_MEMORY_REMEDY):
+            return open_engine(
+                plan.config, processes=plan.processes, port=port, on_frozen=on_frozen
+            )
+
     pool = ThreadPoolExecutor(1, thread_name_prefix="ppsd-load")
-    future = pool.submit(
-        open_engine, plan.config, processes=plan.processes, port=port, on_frozen=on_frozen
-    )
+    future = pool.submit(load)
     pool.shutdown(wait=False)
     return future
 
@@ -118,7 +135,8 @@ def _answer(
     )
     with output.showing(answer) as view:
         try:
-            _follow(answer, events, stream, view)
+            with memory_errors("the answer", remedy=_MEMORY_REMEDY):
+                _follow(answer, events, stream, view)
         except PpsdError as error:
             answer.error = error
         except Interrupted as signal:

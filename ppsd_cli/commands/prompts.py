@@ -8,6 +8,8 @@ from typing import Any
 from ppsd_cli.assets.tokenizer import encode, render
 from ppsd_cli.errors import AssetError, ConfigError
 
+_TEMPLATE_ROOM = 512
+
 
 @dataclass(frozen=True, slots=True)
 class PromptSource:
@@ -68,6 +70,14 @@ def encode_prompt(tokenizer: Any, prompt: str, source: PromptSource) -> tuple[in
 def encode_chat(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[int, ...]:
     """Token ids of a conversation, up to where the assistant's answer begins."""
     return tuple(encode(tokenizer, render(tokenizer, messages)))
+
+
+def is_short(prompt: str, source: PromptSource, context: int) -> bool:
+    """Whether ``check_length`` will hardly refuse the prompt, by its bytes: a token has one or
+    more, and a chat template adds little.
+    """
+    given = len(prompt.encode()) + len((source.system or "").encode())
+    return given + _TEMPLATE_ROOM < context
 
 
 def check_length(prompt_tokens: int, context: int) -> None:

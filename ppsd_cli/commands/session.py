@@ -35,6 +35,7 @@ from ppsd_cli.runtime.engine import (
     choose_devices,
     choose_dtype,
     default_threads,
+    device_notes,
     has_graphs,
     on_one_gpu,
 )
@@ -189,6 +190,7 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
     notes = [f"decoder {decoder}: {reason}"] if reason else []
     notes += machine_notes(profile, devices)
     notes += notes_on_head(head)
+    notes += device_notes(config)
     if devices[0].startswith("cuda") and not has_graphs(config):
         notes.append(
             "no CUDA graphs here (they need Triton, GPUs only, and attention heads of a power of "

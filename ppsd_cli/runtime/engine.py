@@ -139,6 +139,21 @@ def check_engine(config: PipelineConfig, *, draft_length: int = 0) -> None:
         )
 
 
+def device_notes(config: PipelineConfig) -> list[str]:
+    """A line for the person where GPUs pass states through the host's memory. It is tried."""
+    if is_torchrun() or not has_graphs(config) or on_one_gpu(config.devices):
+        return []
+    from ppsd_cli.runtime.cuda.crew import devices_reach  # Triton, where there is a GPU
+
+    names = sorted(set(config.devices))
+    if devices_reach([torch.device(name) for name in names]):
+        return []
+    return [
+        f"{', '.join(names)} cannot write to each other's memory: "
+        "what they pass on goes through the host's, which is slower"
+    ]
+
+
 def serves_trees(config: PipelineConfig) -> bool:
     """Whether the engine of these devices runs ticks of several guesses: not over several GPUs."""
     return not has_graphs(config) or is_torchrun() or on_one_gpu(config.devices)

@@ -7,16 +7,17 @@ import torch
 
 from ppsd_cli.errors import PpsdError, ResourceError
 
+_REMEDY = "name fewer --decoders or other --devices"
+
 
 @contextlib.contextmanager
-def memory_errors(doing: str) -> Iterator[None]:
+def memory_errors(doing: str, *, remedy: str = _REMEDY) -> Iterator[None]:
     """ResourceError in place of torch's own where a device has no memory left."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise ResourceError(
-            f"{doing}: not enough device memory; name fewer --decoders or other --devices "
-            f"({first_line(error)})"
+            f"{doing}: not enough device memory; {remedy} ({first_line(error)})"
         ) from error
 
 
