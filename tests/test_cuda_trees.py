@@ -30,10 +30,12 @@ def nodes_of(run):
     ]
 
 
-def check(model, reference, split, length, *, head="raw", width, **options):
+def check(model, reference, split, length, *, width, **options):
     """As the in-process runner does it; the answer is the model's own."""
+    head, groups = options.pop("head", "raw"), options.pop("groups", None)
     options = {"count": len(reference.ids), "width": width} | options
-    run = ask(model.graph(split, head=head, width=width), prompt(length), **options)
+    graph = model.graph(split, head=head, width=width, groups=groups)
+    run = ask(graph, prompt(length), **options)
     if model.same_numbers:
         local = model.local(split, head=head, width=width)
         expected = ask(local, prompt(length), **options)

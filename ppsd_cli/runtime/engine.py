@@ -120,11 +120,6 @@ def check_engine(config: PipelineConfig, *, draft_length: int = 0) -> None:
     """
     if is_torchrun() or not has_graphs(config):
         return
-    if config.width > 1 and not serves_trees(config):
-        raise ConfigError(
-            f"--width {config.width}: on GPUs trees run on one device; "
-            "choose one with --devices cuda:0, or --width 1"
-        )
     if not draft_length:
         return
     if draft_length > MOST_GUESSES:
@@ -155,8 +150,8 @@ def device_notes(config: PipelineConfig) -> list[str]:
 
 
 def serves_trees(config: PipelineConfig) -> bool:
-    """Whether the engine of these devices runs ticks of several guesses: not over several GPUs."""
-    return not has_graphs(config) or is_torchrun() or on_one_gpu(config.devices)
+    """Whether the engine of these devices runs ticks of several guesses: not GPUs of torchrun."""
+    return not (is_torchrun() and has_graphs(config))
 
 
 def has_graphs(config: PipelineConfig) -> bool:
