@@ -105,7 +105,14 @@ def crew(shape: str, dtype: str) -> Crew:
     layers = SHAPES[shape].layers
     split = (layers // 3, layers // 3, layers - 2 * (layers // 3))
     config = PipelineConfig(
-        f"random:{shape}", "", split, ("meta",) * 3, dtype, slots=4097, head="random:deep"
+        f"random:{shape}",
+        "",
+        split,
+        ("meta",) * 3,
+        dtype,
+        slots=4097,
+        head="random:deep",
+        width=WIDTH,
     )
     stages = [load_worker(config, s).stage for s in range(3)]
     launcher = Launcher(clock=True, chained=True, slots=config.slots)
@@ -142,7 +149,8 @@ def main(shape: str, dtype: str, extent: str) -> None:
         for sampling in samplings:
             launch_all(pod, kinds, sampling)
     relay.poke(torch.empty(1, dtype=torch.int64, device="meta"), 1)
-    for member in crew(shape, dtype).members:
+    several = crew(shape, dtype)
+    for member in (*several.members, *several.with_trees(WIDTH).members):
         for sampling in samplings:
             member.pod.stretch([TickKind((0, 1, 2), drafts=True)], sampling, in_turn)
     for facts in _made.values():
