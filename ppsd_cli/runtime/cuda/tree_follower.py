@@ -122,6 +122,7 @@ class TreeStages(March):
                 BH=power_of_two(self.hidden),
                 BLOCK=block_of(tiles),
                 PLACE=push.place,
+                TARGET=push.target,
                 HOME=self.first == 0,
                 **self.launcher.flags(Tile(0, 0, 4), first=not single),
             )

@@ -196,6 +196,7 @@ def tree_push_kernel(
     BH: tl.constexpr,
     BLOCK: tl.constexpr,
     PLACE: tl.constexpr,
+    TARGET: tl.constexpr,
     HOME: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -203,18 +204,19 @@ def tree_push_kernel(
 
     Program 0: with ``PLACE`` the letter of the level that leaves this device, at ``HOME`` from the
     records, else as it came; it also counts a follower's tick. Then ``rows`` programs for each row:
-    states, as in ``relay.push_kernel``. Further programs elect the targets [W].
+    states, as in ``relay.push_kernel``. With ``TARGET`` further programs elect the targets [W].
     """
     wait_for_predecessor(PDL)
     tick = tl.load(board_ptr + 10)
     half = tick % 2
     header = header_ptr + half * HEADER
     pid = tl.program_id(0)
-    if pid > rows * W:
-        row = pid - rows * W - 1
-        target = elect(vote_ptr + row * tiles, vote_id_ptr + row * tiles, tiles, BLOCK)
-        tl.store(header + row, target.to(tl.int64))
-        return
+    if TARGET:
+        if pid > rows * W:
+            row = pid - rows * W - 1
+            target = elect(vote_ptr + row * tiles, vote_id_ptr + row * tiles, tiles, BLOCK)
+            tl.store(header + row, target.to(tl.int64))
+            return
     if pid > 0:
         pair = row_ptr + ((pid - 1) // W) * 2
         row = (pid - 1) % W
