@@ -56,14 +56,18 @@ def graph_runner(
         through_host = not devices_reach([torch.device(name) for name in devices])
     with torch.inference_mode():
         members = [
-            _member(part, head if first == 0 else None, first, len(stages)) for first, part in parts
+            member_of(part, head if first == 0 else None, first, len(stages))
+            for first, part in parts
         ]
         crew = Crew(members, through_host=through_host)
     return GraphRunner(stages, head, crew, chunk=chunk)
 
 
-def _member(stages: list[Stage], head: DraftHead | None, first: int, total: int) -> Member:
-    """The pod of some neighbours on one device, with its streams and clock."""
+def member_of(stages: list[Stage], head: DraftHead | None, first: int, total: int) -> Member:
+    """The pod of some neighbours on one device, with its streams and clock.
+
+    ``first``: number of their first stage among the ``total``.
+    """
     device = stages[0].device
     cuda = device.type == "cuda"
     if cuda:
