@@ -12,77 +12,120 @@ from pathlib import Path
 
 import cuda_cases
 import pytest
+import torch
 import triton_cpu
-from cuda_cases import VOCABULARY, Small, ask, assert_exact, assert_same_events, prompt
-from models import MODEL_HASH, Run, forced_drafts
+from cli_model import Ppsd, save_cli_model
+from cuda_cases import VOCABULARY, Small, assert_exact, assert_same_events, prompt
+from models import Run, forced_drafts
 
 from ppsd_cli.core.plan import Sampling
 
-SCRIPT = Path(__file__).parent / "torchrun_graphs.py"
-ROOT = SCRIPT.parent.parent
-COUNT = 7
+TESTS = Path(__file__).parent
 DEEP = ((1, 0), (2, 1), (4, 2))
 DRAWN = {"temperature": 0.8, "seed": 7}
+MISSING = triton_cpu.missing()
 
 pytestmark = [
-    pytest.mark.skipif(bool(triton_cpu.missing()), reason=str(triton_cpu.missing())),
+    pytest.mark.skipif(bool(MISSING), reason=str(MISSING)),
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
 ]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Small:
-    folder = tmp_path_factory.mktemp("ranks")
-    return Small(cuda_cases.save_small(folder / "model", "llama"), "cpu", "float32", folder)
-
-
-def torchrun(ranks: int, *args: str) -> subprocess.Popen[bytes]:
-    """Ranks that run a script of the tests."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        + ["--nproc-per-node", str(ranks), *args],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
+def torchrun(ranks: int, script: str, *args: str, **more: str) -> subprocess.CompletedProcess:
+    """Ranks that run a script of the tests; ``more`` for their environment."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run(
+        [*command, "--nproc-per-node", str(ranks), str(TESTS / script), *args],
+        env=os.environ | {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"} | more,
+        capture_output=True,
+        check=False,
+        timeout=100,
     )
 
 
-def run_jobs(model: Small, folder: Path, jobs: list[dict]) -> list[list[Run]]:
-    """The runs of every pipeline, by as many ranks as its stages."""
-    told, output = folder / "jobs", folder / "runs"
-    told.write_text(json.dumps([{"model_hash": MODEL_HASH} | job for job in jobs]))
-    ranks = torchrun(
-        len(jobs[0]["split"]), str(SCRIPT), str(model.tiny.folder), str(told), str(output)
-    )
-    out, err = ranks.communicate(timeout=100)
-    assert ranks.returncode == 0, err.decode()
-    assert out == b""
-    return pickle.loads(output.read_bytes())
+def same_numbers(run: Run, reference: Run) -> None:
+    """The same results, with bit-equal logits of every target and draft, void ones too."""
+    assert cuda_cases.facts(run.events) == cuda_cases.facts(reference.events)
+    for ours, theirs in zip(run.results, reference.results, strict=True):
+        pairs = zip(ours.draft_logits, theirs.draft_logits, strict=True)
+        assert all(torch.equal(mine, other) for mine, other in pairs)
+        for mine, other in zip(ours.targets, theirs.targets, strict=True):
+            assert (mine.logits is None) == (other.logits is None)
+            assert mine.logits is None or torch.equal(mine.logits, other.logits)
 
 
-def expected(runner, answers) -> list[Run]:
-    """The same answers of another runner."""
-    runs = []
-    for options in answers:
-        more = dict(options)
-        length, seed = more.pop("length"), more.pop("seed", 1)
-        if "sampling" in more:
-            more["sampling"] = Sampling(**more["sampling"])
-        runs.append(ask(runner, prompt(length, seed=seed), **more))
-    return runs
+@pytest.mark.slow
+def test_three_ranks(tmp_path):
+    """A deep head with taps on both followers, prompts of several chunks, guesses right and wrong,
+    sampling, the naive split, each after the other; other links; a rank that fails.
+    """
+    from torchrun_graphs import answer
 
-
-def test_two_ranks(model, tmp_path):
-    """Guesses right and wrong, sampling, answers after each other, and the naive split."""
-    guesses = forced_drafts(model.plain(prompt(12), COUNT).ids, "thirds", VOCABULARY)
-    answers = [
-        {"length": 12, "count": COUNT, "forced": guesses},
+    model = Small(cuda_cases.save_small(tmp_path / "model", "llama"), "cpu", "float32", tmp_path)
+    plain = model.plain(prompt(19), 5)
+    drawn = model.plain(prompt(12), 3, sampling=Sampling(**DRAWN))
+    guesses = list(forced_drafts(plain.ids, "thirds", VOCABULARY)[:3])
+    head = model.head(DEEP, blocks=2)
+    deep = [
+        {"length": 19, "count": 5, "forced": guesses},
         {"length": 30, "seed": 2, "count": 2, "keep_logits": False},
-        {"length": 12, "count": 4, "sampling": DRAWN},
-        {"length": 12, "count": 3, "drafting": False},
-        {"length": 12, "count": COUNT, "forced": guesses, "keep_logits": False},
+        {"length": 12, "count": 3, "sampling": DRAWN},
+        {"length": 19, "count": 2, "drafting": False},
+        {"length": 19, "count": 3, "forced": plain.ids[1:3], "keep_logits": False},
     ]
-    jobs = [{"split": (1, 3), "head": "raw", "answers": answers}]
-    (runs,) = run_jobs(model, tmp_path, jobs)
-    print([r.ids for r in runs])
+    right = [{"length": 19, "count": 4, "forced": plain.ids[1:]}]
+    jobs = [
+        {"split": (1, 1, 2), "head": head, "answers": deep},
+        {"split": (2, 1, 1), "head": "raw", "answers": right, "grouped": True},
+        {"split": (2, 1, 1), "head": "raw", "answers": right, "fails": 6},
+    ]
+    told, output = tmp_path / "jobs", tmp_path / "runs"
+    told.write_text(json.dumps(jobs))
+    ranks = torchrun(3, "torchrun_graphs.py", str(model.tiny.folder), str(told), str(output))
+    assert ranks.returncode != 0
+    assert output.exists(), ranks.stderr.decode()
+    ((first, _, sampled, naive, last), (other,)), error = pickle.loads(output.read_bytes())
+    assert error.startswith(
+        "StageError: stage 2 (layers 2 to 3, cpu): torch.OutOfMemoryError: CUDA"
+    )
+    assert_exact(first, plain)
+    assert_exact(sampled, drawn)
+    assert naive.ids == plain.ids[:2]
+    assert last.ids == plain.ids[:3]
+    assert other.ids == plain.ids[:4]
+    several = model.graph((1, 1, 2), head=head, groups=(1, 1, 1))
+    for index in (0, 2):
+        same_numbers((first, sampled)[index // 2], answer(several, **deep[index]))
+    for split, with_head, options, run in (
+        ((1, 1, 2), head, deep[0], first),
+        ((1, 1, 2), head, deep[3], naive),
+        ((2, 1, 1), "raw", right[0], other),
+    ):
+        assert_same_events(run, answer(model.local(split, head=with_head), **options))
+
+
+@pytest.fixture(scope="module")
+def cli_model(tmp_path_factory) -> Path:
+    return save_cli_model(tmp_path_factory.mktemp("ranks-model"))
+
+
+ASKED = (
+    "--prompt", "hello world", "--json", "--max-new-tokens", "5", "--ignore-eos", "--offline",
+    "--head", "raw", "--split", "2,4", "--context", "32", "--threads", "1",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_generate(cli_model, capsys, monkeypatch, tmp_path):
+    """The command under torchrun says what it says of one process."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    options = ("--devices", "cpu")
+    ranks = torchrun(
+        2, "torchrun_generate.py", "generate", "-m", str(cli_model), *ASKED, *options
+    )  # fmt: skip
+    assert ranks.returncode == 0, ranks.stderr.decode()
+    ours = json.loads(ranks.stdout)
+    one = Ppsd(capsys, monkeypatch, cli_model).generate(*ASKED, *options)
+    theirs = json.loads(one.out)
+    for field in ("token_ids", "text", "finish_reason", "split", "devices", "verified", "accepted"):
+        assert ours[field] == theirs[field], field

@@ -1,65 +1,102 @@
-"""What each rank runs in the tests of the CUDA engine under torchrun: MODEL HEADS JOBS OUTPUT.
+"""What each rank runs in the tests of the CUDA engine under torchrun: MODEL JOBS OUTPUT.
 
 JOBS is a JSON file: pipelines one after the other, each with its answers. Rank 0 pickles the runs
-of each pipeline into OUTPUT.
+of each pipeline into OUTPUT, and the error that the last one ends with. ``grouped``: exchanges as
+NCCL has them, in a group of gloo. ``fails``: the last rank runs out of memory at that order.
 """
 
 import json
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import triton_cpu
 
 triton_cpu.claim()
 
 from cuda_cases import CHUNK, CONTEXT, ask, prompt  # noqa: E402
+from models import MODEL_HASH, Run  # noqa: E402
 
 from ppsd_cli.core.plan import Sampling  # noqa: E402
+from ppsd_cli.errors import PpsdError  # noqa: E402
+from ppsd_cli.runtime.cuda import rank_build  # noqa: E402
+from ppsd_cli.runtime.cuda.rank_links import GroupedLinks  # noqa: E402
+from ppsd_cli.runtime.cuda.rank_runner import Follower  # noqa: E402
 from ppsd_cli.runtime.pipeline import PipelineConfig  # noqa: E402
-from ppsd_cli.runtime.store_watch import leave  # noqa: E402
+from ppsd_cli.runtime.store_watch import StoreWatch, leave  # noqa: E402
+from ppsd_cli.runtime.torchrun import JoinedRunner, is_worker, join, serve_as_rank  # noqa: E402
+
+_HOST_LINKS = rank_build.links_of
 
 
-def main(model: str, jobs: str, output: str) -> None:
-    from ppsd_cli.runtime.cuda.rank_build import ENGINE, Lead, follow
-    from ppsd_cli.runtime.torchrun import is_worker, join, serve_as_rank
+def main(model: str, told: str, output: str) -> None:
+    jobs = json.loads(Path(told).read_text())
+    configs = [settings(model, job) for job in jobs]
 
-    configs = [
-        PipelineConfig(
-            folder=model,
-            model_hash=job["model_hash"],
-            split=tuple(job["split"]),
-            devices=("cpu",) * len(job["split"]),
-            dtype="float32",
-            slots=CONTEXT,
-            chunk=CHUNK,
-            head=job["head"],
-        )
-        for job in json.loads(Path(jobs).read_text())
-    ]
+    def serve(watch: StoreWatch) -> None:
+        for config, job in zip(configs, jobs, strict=True):
+            choose_link(job)
+            if "fails" in job and dist.get_rank() == config.stages - 1:
+                fail_at(job["fails"])
+            rank_build.follow(config, watch)
+
     if is_worker():
-        serve_as_rank(
-            configs[0], lambda watch: [follow(c, watch) for c in configs] and None, engine=ENGINE
-        )
+        serve_as_rank(configs[0], serve, engine=rank_build.ENGINE)
         return
-    watch = join(configs[0], leave, engine=ENGINE)
+    watch = join(configs[0], leave, engine=rank_build.ENGINE)
     runs = []
-    for config, job in zip(configs, json.loads(Path(jobs).read_text()), strict=True):
-        lead = Lead(config, watch, leave)
-        runs.append([answer(lead.runner, **options) for options in job["answers"]])
-        lead.stop()
-    watch.finish()
-    Path(output).write_bytes(pickle.dumps(runs))
-    torch.distributed.destroy_process_group()
+    try:
+        for config, job in zip(configs, jobs, strict=True):
+            choose_link(job)
+            lead = rank_build.Lead(config, watch, leave)
+            runner = JoinedRunner(lead.runner, watch, stop=lead.stop)
+            runs.append([answer(runner, **options) for options in job["answers"]])
+            lead.stop()
+    except PpsdError as error:
+        Path(output).write_bytes(pickle.dumps((runs, f"{type(error).__name__}: {error}")))
 
 
-def answer(runner, *, length, seed=1, sampling=None, forced=None, **options):
-    """One answer, with what JSON cannot hold."""
+def fail_at(count: int) -> None:
+    """Have this rank fail at its order of that number."""
+    follow, orders = Follower.follow, []
+
+    def fails(self: Follower, plan: object) -> None:
+        orders.append(plan)
+        if len(orders) == count:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        follow(self, plan)
+
+    Follower.follow = fails
+
+
+def settings(model: str, job: dict[str, Any]) -> PipelineConfig:
+    split = tuple(job["split"])
+    return PipelineConfig(
+        model, MODEL_HASH, split, ("cpu",) * len(split), "float32", CONTEXT, CHUNK, job["head"]
+    )
+
+
+def choose_link(job: dict[str, Any]) -> None:
+    grouped = job.get("grouped", False)
+    rank_build.links_of = _grouped_links if grouped else _HOST_LINKS
+
+
+def _grouped_links(_config: PipelineConfig, _watch: StoreWatch) -> GroupedLinks:
+    group = dist.new_group(backend="gloo")
+    links = GroupedLinks(group)
+    links.close = lambda: dist.destroy_process_group(group)
+    return links
+
+
+def answer(runner: Any, *, length: int, seed: int = 1, sampling: Any = None, **options: Any) -> Run:
+    """One answer, of settings that JSON can hold."""
     if sampling is not None:
         options["sampling"] = Sampling(**sampling)
-    if forced is not None:
-        options["forced"] = tuple(forced)
+    if "forced" in options:
+        options["forced"] = tuple(options["forced"])
     return ask(runner, prompt(length, seed=seed), **options)
 
 

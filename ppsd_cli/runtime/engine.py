@@ -13,14 +13,14 @@ from ppsd_cli.core.decode import decode
 from ppsd_cli.core.events import Event
 from ppsd_cli.core.plan import Request, Runner, Sampling
 from ppsd_cli.core.schedule import Limits, Schedule
-from ppsd_cli.errors import ConfigError, ResourceError
+from ppsd_cli.errors import ConfigError
 from ppsd_cli.model.places import spec_of
 from ppsd_cli.runtime.children import allowed_cores
 from ppsd_cli.runtime.cuda.tiles import MOST_GUESSES
 from ppsd_cli.runtime.pipeline import PipelineConfig, local_runner
 from ppsd_cli.runtime.processes import spawn_runner
-from ppsd_cli.runtime.store_watch import leave
 from ppsd_cli.runtime.rank_devices import check_device, rank_devices
+from ppsd_cli.runtime.store_watch import leave
 from ppsd_cli.runtime.torchrun import is_torchrun, joined_runner, serve_worker
 
 

@@ -20,6 +20,8 @@ _TAG = 4
 _FAREWELL_SECONDS = 10.0
 _STUCK_SECONDS = 2.0
 """Until the main thread must have seen that a rank is lost; else it waits for its device."""
+_LOOK_SECONDS = 2e-5
+"""Between two looks at an event; the host is some ticks behind anyway."""
 
 
 class Alarm:
@@ -61,6 +63,20 @@ class Alarm:
             sleep(_STUCK_SECONDS)
             if not self._watch.finished:
                 self._on_stuck(str(self._watch.cause(PeerLost(self._lost[0]))))
+
+
+class Watched:
+    """An event of the device for which the host waits with an eye on the other ranks."""
+
+    def __init__(self, event: torch.cuda.Event, watch: Callable[[], None]) -> None:
+        self._event, self._watch = event, watch
+
+    def synchronize(self) -> None:
+        """Wait; ``PeerLost`` where a rank is gone, for which the device would wait for ever."""
+        self._watch()
+        while not self._event.query():
+            sleep(_LOOK_SECONDS)
+            self._watch()
 
 
 def farewell() -> None:

@@ -66,7 +66,7 @@ class Lead:
         self, config: PipelineConfig, watch: StoreWatch, on_frozen: Callable[[str], None]
     ) -> None:
         ranks = range(1, config.stages)
-        self._links = _links(config, watch)
+        self._links = links_of(config, watch)
         self._lines = [Outbox[Order](rank, OrderCodec(), window=_WINDOW) for rank in ranks]
         stage, head, member = _load(config, 0)
         self._alarm = Alarm(config, watch, self._links, on_frozen)
@@ -107,7 +107,7 @@ class Lead:
 def follow(config: PipelineConfig, watch: StoreWatch) -> None:
     """Ranks after 0, joined: the loop until rank 0 ends it."""
     rank = dist.get_rank()
-    links = _links(config, watch)
+    links = links_of(config, watch)
     try:
         stage, head, member = _load(config, rank)
         told = ToldClock(member.clock)
@@ -129,12 +129,12 @@ def follow(config: PipelineConfig, watch: StoreWatch) -> None:
     links.close()
 
 
-def _links(config: PipelineConfig, watch: StoreWatch) -> Links:
+def links_of(config: PipelineConfig, watch: StoreWatch) -> Links:
     """The link that all ranks can use."""
     device = torch.device(config.devices[dist.get_rank()])
     watch.tell("place", Place.of(device).to_json())
     places = [Place.from_json(watch.ask("place", rank)) for rank in range(config.stages)]
-    return GroupedLinks(device) if link_of(places) == "nccl" else HostLinks()
+    return GroupedLinks.connect(device) if link_of(places) == "nccl" else HostLinks()
 
 
 def _load(config: PipelineConfig, rank: int) -> tuple[Stage, DraftHead | None, Member]:

@@ -14,7 +14,6 @@ Shapes: V vocabulary, H hidden.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from time import sleep
 from typing import cast
 
 import torch
@@ -24,15 +23,13 @@ from ppsd_cli.core.plan import Request, Sampling
 from ppsd_cli.runtime.cuda.control import TICKS
 from ppsd_cli.runtime.cuda.crew import Crew, Fetched, Member
 from ppsd_cli.runtime.cuda.march import TickKind
+from ppsd_cli.runtime.cuda.rank_alarm import Watched
 from ppsd_cli.runtime.cuda.rank_clock import AwayClock
 from ppsd_cli.runtime.cuda.rank_links import Exchange, Letter, Links
 from ppsd_cli.runtime.cuda.recorder import Ready
 from ppsd_cli.runtime.cuda.relay import Box
 from ppsd_cli.runtime.cuda.ticks import Pod, Push
 from ppsd_cli.runtime.pipeline import PipelineConfig, head_taps
-
-_LOOK_SECONDS = 2e-5
-"""Between two looks at an event; the host is some ticks behind anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +171,10 @@ class RankCrew(Crew):
         return Fetched([[next(rest) for _ in tensors] for tensors in kept], [self.watched(ready)])
 
     def watched(self, ready: Ready) -> Ready:
-        """The same, noticing meanwhile that a rank is gone."""
-        return ready if self.links.waits else Watched(cast(torch.cuda.Event, ready), self._watch)
+        """The same, noticing meanwhile that a rank is gone; the host's own waits do without."""
+        if self.links.waits or not isinstance(ready, torch.cuda.Event):
+            return ready
+        return Watched(ready, self._watch)
 
     def meet(self) -> None:
         """Exchanges are all that this device waits for."""
@@ -226,19 +225,6 @@ class RankCrew(Crew):
                 assert member.pod.chooser is not None
                 letters.append((rank, member.pod.chooser.logits[0]))
         return letters
-
-
-class Watched:
-    """An event of the device for which the host waits with an eye on the other ranks."""
-
-    def __init__(self, event: torch.cuda.Event, watch: Callable[[], None]) -> None:
-        self._event, self._watch = event, watch
-
-    def synchronize(self) -> None:
-        """Wait; ``PeerLost`` where a rank is gone, for which the device would wait for ever."""
-        while not self._event.query():
-            self._watch()
-            sleep(_LOOK_SECONDS)
 
 
 def _table(rows: Sequence[tuple[int, int]], pod: Pod) -> Tensor:

@@ -61,16 +61,23 @@ class GroupedLinks:
 
     waits = False
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        """``group``: of all ranks; one of gloo does as well, for tensors on CPUs."""
+        self._group, self._aborted = group, False
+        self._prepared: dict[int, tuple[Exchange, list[dist.P2POp]]] = {}
+
+    @classmethod
+    def connect(cls, device: torch.device) -> "GroupedLinks":
+        """A group over NCCL, in which this rank has ``device``. ResourceError if it fails."""
         # A lost rank is noticed by its connection to rank 0 (``Alarm``); NCCL's own watchdog would
         # end this process by a signal before it could say why.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         os.environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
         torch.cuda.set_device(device)
         try:
-            self._group = dist.new_group(backend="nccl", timeout=FOREVER, device_id=device)
+            group = dist.new_group(backend="nccl", timeout=FOREVER, device_id=device)
             greeting = torch.ones(1, device=device)
-            dist.all_reduce(greeting, group=self._group)
+            dist.all_reduce(greeting, group=group)
             met = int(greeting)
         except RuntimeError as error:
             raise ResourceError(
@@ -80,8 +87,7 @@ class GroupedLinks:
             raise ResourceError(
                 f"NCCL gives wrong sums between these GPUs; {LINK}=gloo goes without it"
             )
-        self._prepared: dict[int, tuple[Exchange, list[dist.P2POp]]] = {}
-        self._aborted = False
+        return cls(group)
 
     def run(self, exchange: Exchange) -> None:
         """Carry out an exchange, behind what was launched on the current stream so far."""
