@@ -16,7 +16,7 @@ from ppsd_cli.runtime.cuda.rank_links import Place, link_of
 from ppsd_cli.runtime.failures import PeerLost
 from ppsd_cli.runtime.orders import BROKEN, OrderCodec
 from ppsd_cli.runtime.pipeline import PipelineConfig
-from ppsd_cli.runtime.rank_devices import rank_devices
+from ppsd_cli.runtime.rank_devices import rank_devices, sharing_notes
 
 
 def places(*gpus, nccl=True, wish=None):
@@ -74,10 +74,19 @@ def test_devices_of_ranks():
         ("cuda:7", "cuda:1", "cuda:0", "cuda:0"),
         False,
     ), "only this rank's device can be known here"
+    assert sharing_notes(own) == sharing_notes(("cpu",) * 4) == []
     with pytest.raises(ResourceError, match="cuda:2: this machine has 2.*rank 3 takes it"):
         rank_devices(("cuda:2",), stages=4)
     with pytest.raises(ConfigError, match="2 devices for 4 stages"):
         rank_devices(("cuda", "cuda"), stages=4)
+
+
+@pytest.mark.usefixtures("ranked")
+def test_ranks_that_share_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert rank_devices(None, stages=4) == ("cuda:0",) * 4
+    (line,) = sharing_notes(("cuda:0",) * 4)
+    assert line.startswith("2 ranks share cuda:0")
 
 
 @pytest.mark.usefixtures("ranked")

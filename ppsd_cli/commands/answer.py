@@ -21,6 +21,7 @@ from ppsd_cli.core.schedule import Limits
 from ppsd_cli.core.stats import StatsBuilder
 from ppsd_cli.errors import PpsdError
 from ppsd_cli.runtime.engine import Drafting, Engine, open_engine, serve_rank
+from ppsd_cli.runtime.rank_devices import sharing_notes
 from ppsd_cli.runtime.torchrun import is_torchrun, is_worker, join_warnings
 from ppsd_cli.ui.text import TextStream
 from ppsd_cli.ui.trace import TraceWriter
@@ -51,7 +52,10 @@ def _run(
     if is_worker():
         serve_rank(plan.config)
         return 0
-    for note in (*plan.notes, *(join_warnings() if is_torchrun() else ())):
+    notes = list(plan.notes)
+    if is_torchrun():
+        notes += join_warnings() + sharing_notes(plan.config.devices)
+    for note in notes:
         say(note)
     output = AnswerOutput(plan, options, say)
     loading = _start_engine(plan, options.port, on_frozen=output.frozen)
