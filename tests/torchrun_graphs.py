@@ -2,7 +2,8 @@
 
 JOBS is a JSON file: pipelines one after the other, each with its answers. Rank 0 pickles the runs
 of each pipeline into OUTPUT, and the error that the last one ends with. ``grouped``: exchanges as
-NCCL has them, in a group of gloo. ``fails``: the last rank runs out of memory at that order.
+NCCL has them, in a group of gloo (on CPUs). ``fails``: the last rank runs out of memory at the
+order of that number.
 """
 
 import json
@@ -73,9 +74,9 @@ def fail_at(count: int) -> None:
 
 
 def settings(model: str, job: dict[str, Any]) -> PipelineConfig:
-    split = tuple(job["split"])
+    split, devices = tuple(job["split"]), tuple(job["devices"])
     return PipelineConfig(
-        model, MODEL_HASH, split, ("cpu",) * len(split), "float32", CONTEXT, CHUNK, job["head"]
+        model, MODEL_HASH, split, devices, job["dtype"], CONTEXT, CHUNK, job["head"]
     )
 
 
@@ -102,5 +103,5 @@ def answer(runner: Any, *, length: int, seed: int = 1, sampling: Any = None, **o
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    assert triton_cpu.missing() is None
+    assert torch.cuda.is_available() or triton_cpu.missing() is None
     main(*sys.argv[1:])

@@ -186,7 +186,8 @@ class RankCrew(Crew):
         key = (row, keeps)
         if key not in self._exchanges:
             receives = self._comes_home(row, keeps) if self.rank == 0 else self._comes_on(row % 2)
-            self._exchanges[key] = Exchange(tuple(self._goes(row, keeps)), tuple(receives))
+            sends = tuple(self._goes(row, keeps))
+            self._exchanges[key] = Exchange(sends, tuple(receives), lasts=True)
         return self._exchanges[key]
 
     def _goes(self, row: int, keeps: bool) -> list[Letter]:

@@ -34,10 +34,11 @@ Letter = tuple[int, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """Sends and receives of one boundary."""
+    """Sends and receives of one boundary. ``lasts``: it is to be carried out again and again."""
 
     sends: tuple[Letter, ...]
     receives: tuple[Letter, ...]
+    lasts: bool = False
 
 
 class Links(Protocol):
@@ -61,9 +62,9 @@ class GroupedLinks:
 
     waits = False
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
+    def __init__(self, group: dist.ProcessGroup, device: torch.device | None = None) -> None:
         """``group``: of all ranks; one of gloo does as well, for tensors on CPUs."""
-        self._group, self._aborted = group, False
+        self._group, self._device, self._aborted = group, device, False
         self._prepared: dict[int, tuple[Exchange, list[dist.P2POp]]] = {}
 
     @classmethod
@@ -76,18 +77,16 @@ class GroupedLinks:
         torch.cuda.set_device(device)
         try:
             group = dist.new_group(backend="nccl", timeout=FOREVER, device_id=device)
-            greeting = torch.ones(1, device=device)
-            dist.all_reduce(greeting, group=group)
-            met = int(greeting)
+            come = _greet(group, device)
         except RuntimeError as error:
             raise ResourceError(
                 f"NCCL cannot connect the ranks ({_first_line(error)}); {LINK}=gloo goes without it"
             ) from error
-        if met != dist.get_world_size():
+        if come != list(range(len(come))):
             raise ResourceError(
-                f"NCCL gives wrong sums between these GPUs; {LINK}=gloo goes without it"
+                f"NCCL loses what these GPUs send each other; {LINK}=gloo goes without it"
             )
-        return cls(group)
+        return cls(group, device)
 
     def run(self, exchange: Exchange) -> None:
         """Carry out an exchange, behind what was launched on the current stream so far."""
@@ -101,7 +100,7 @@ class GroupedLinks:
 
     def close(self) -> None:
         """Leave in good order: nothing is on its way."""
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(self._device)
         dist.destroy_process_group(self._group)
 
     def abort(self) -> None:
@@ -116,22 +115,29 @@ class GroupedLinks:
         dist.distributed_c10d._abort_process_group(self._group)
 
     def _operations(self, exchange: Exchange) -> list[dist.P2POp]:
-        """Kept for exchanges that live on (those of the ticks); the key holds its exchange."""
-        known = self._prepared.get(id(exchange))
-        if known is None:
-            known = (
-                exchange,
-                [
-                    dist.P2POp(way, tensor, peer, self._group)
-                    for way, letters in (
-                        (dist.isend, exchange.sends),
-                        (dist.irecv, exchange.receives),
-                    )
-                    for peer, tensor in letters
-                ],
-            )
-            self._prepared[id(exchange)] = known
-        return known[1]
+        """Kept where the exchange lasts; its key is good as long as it is kept beside them."""
+        if id(exchange) in self._prepared:
+            return self._prepared[id(exchange)][1]
+        operations = [
+            dist.P2POp(way, tensor, peer, self._group)
+            for way, letters in ((dist.isend, exchange.sends), (dist.irecv, exchange.receives))
+            for peer, tensor in letters
+        ]
+        if exchange.lasts:
+            self._prepared[id(exchange)] = exchange, operations
+        return operations
+
+
+def _greet(group: dist.ProcessGroup, device: torch.device) -> list[int]:
+    """What each rank sends this one: its number.
+
+    All connect at once here. Left to the first exchanges, which are not the same on all ranks,
+    three could wait for each other in a circle.
+    """
+    sent = torch.full((group.size(),), group.rank(), device=device)
+    come = torch.full_like(sent, -1)
+    dist.all_to_all_single(come, sent, group=group)
+    return come.tolist()
 
 
 class HostLinks:
