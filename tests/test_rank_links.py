@@ -137,9 +137,8 @@ def test_a_lost_rank_ends_the_wait_for_a_device(monkeypatch):
     monkeypatch.setattr(dist, "recv", receive)
     monkeypatch.setattr(rank_alarm, "_STUCK_SECONDS", 0.05)
     watch = SimpleNamespace(finished=False, cause=lambda lost: f"stage {lost.peer} died")
-    links = SimpleNamespace(abort=lambda: aborted.append(True))
     config = PipelineConfig("x", "sha256:0", (1, 1, 1), ("cuda:0",) * 3, "float32", 128)
-    alarm = Alarm(config, watch, links, stuck.append)
+    alarm = Alarm(config, watch, lambda: aborted.append(True), stuck.append)
     alarm.check()
     device = Lost()
     threading.Timer(0.05, broken.set).start()
@@ -149,5 +148,7 @@ def test_a_lost_rank_ends_the_wait_for_a_device(monkeypatch):
     assert device.looks > 1
     with pytest.raises(PeerLost):
         Watched(SimpleNamespace(query=lambda: True), alarm.check).synchronize()
+    for thread in alarm._threads:
+        thread.join(10)
     alarm.join()
     assert stuck == ["stage 2 died"], "nobody said that the main thread had noticed"

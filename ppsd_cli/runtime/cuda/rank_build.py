@@ -69,11 +69,14 @@ class Lead:
         self._links = links_of(config, watch)
         self._lines = [Outbox[Order](rank, OrderCodec(), window=_WINDOW) for rank in ranks]
         stage, head, member = _load(config, 0)
-        self._alarm = Alarm(config, watch, self._links, on_frozen)
+        self._alarm = None
+        if not self._links.waits:
+            self._alarm = Alarm(config, watch, self._give_up, on_frozen)
         with torch.inference_mode():
             crew = RankCrew(
                 config, 0, member, self._links,
-                vocabulary=stage.spec.vocabulary, watch=self._alarm.check,
+                vocabulary=stage.spec.vocabulary,
+                watch=None if self._alarm is None else self._alarm.check,
             )  # fmt: skip
             for away in crew.members[1:]:
                 cast(AwayClock, away.clock).meet()
@@ -88,7 +91,8 @@ class Lead:
         self._tell(None)
         for line in self._lines:
             line.flush()
-        self._alarm.join()
+        if self._alarm is not None:
+            self._alarm.join()
         self._links.close()
 
     def _tell(self, order: Order | None) -> None:
@@ -96,6 +100,7 @@ class Lead:
             line.send(order)
 
     def _give_up(self) -> None:
+        """Have nobody wait for what will not come. Safe to call twice."""
         self._links.abort()
         for line in self._lines:
             try:
@@ -122,7 +127,8 @@ def follow(config: PipelineConfig, watch: StoreWatch) -> None:
                 return
             runner.follow(order)
         runner.close()
-        farewell()
+        if not links.waits:
+            farewell()
     except BaseException:
         links.abort()
         raise

@@ -14,6 +14,7 @@ Shapes: V vocabulary, H hidden.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from time import sleep
 from typing import cast
 
 import torch
@@ -30,6 +31,9 @@ from ppsd_cli.runtime.cuda.recorder import Ready
 from ppsd_cli.runtime.cuda.relay import Box
 from ppsd_cli.runtime.cuda.ticks import Pod, Push
 from ppsd_cli.runtime.pipeline import PipelineConfig, head_taps
+
+_LOSS_SECONDS = 0.3
+"""Until a broken connection is noticed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,7 @@ class RankCrew(Crew):
         links: Links,
         *,
         vocabulary: int,
-        watch: Callable[[], None] = lambda: None,
+        watch: Callable[[], None] | None = None,
     ) -> None:
         """``watch``: called while the host waits for the device; raises where a rank is gone."""
         self.rank, self.links, self._watch = rank, links, watch
@@ -171,10 +175,16 @@ class RankCrew(Crew):
         return Fetched([[next(rest) for _ in tensors] for tensors in kept], [self.watched(ready)])
 
     def watched(self, ready: Ready) -> Ready:
-        """The same, noticing meanwhile that a rank is gone; the host's own waits do without."""
-        if self.links.waits or not isinstance(ready, torch.cuda.Event):
+        """The same, noticing meanwhile that a rank is gone."""
+        if self._watch is None or not isinstance(ready, torch.cuda.Event):
             return ready
         return Watched(ready, self._watch)
+
+    def look(self) -> None:
+        """``PeerLost`` where a lost rank is behind an error of the links."""
+        if self._watch is not None:
+            sleep(_LOSS_SECONDS)
+            self._watch()
 
     def meet(self) -> None:
         """Exchanges are all that this device waits for."""

@@ -27,7 +27,8 @@ class RankPrefill:
     """This rank's part of prompts (as ``prefill.Prefill``).
 
     ``first``: the token after the prompt and its position, which only rank 0 comes to know; None
-    before the last chunk.
+    before the last chunk. ``failure``: what is wrong with that token, for rank 0 to raise when all
+    ranks are through.
     """
 
     def __init__(
@@ -55,11 +56,13 @@ class RankPrefill:
             ]
         self._vocabulary = vocabulary
         self.first: tuple[int, int] | None = None
+        self.failure: StageError | None = None
 
     def run(self, plan: Prompt, request: Request, serial: int) -> tuple[Node, Target]:
         """One chunk: its node, and the last stage's answer; at other ranks both mean nothing."""
         count, end = len(plan.token_ids), plan.start + len(plan.token_ids)
         node = Node(serial, plan.start, None, count, drafted=False, final=plan.last)
+        self.failure = None
         with self._crew.stream():
             hidden = self._through(plan, request)
         if not plan.last:
@@ -71,7 +74,8 @@ class RankPrefill:
             return node, Target(serial, None, ())
         token_id, logits = self._hear(request)
         if token_id < 0:
-            raise StageError(not_numbers("logits are not numbers (NaN)", end))
+            self.failure = StageError(not_numbers("logits are not numbers (NaN)", end))
+            return node, Target(serial, None, ())
         self.first = (token_id, end)
         return node, Target(serial, token_id, (), logits)
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 
 from ppsd_cli.core.plan import Plan, Request
+from ppsd_cli.errors import StageError
 from ppsd_cli.model.heads import DraftHead
 from ppsd_cli.model.stage import Stage
 from ppsd_cli.runtime.cuda.crew import Fetched
@@ -41,8 +42,9 @@ class RankRunner(GraphRunner):
         ``broken`` says afterwards that a tick was not launched whole.
         """
         vocabulary = stage.spec.vocabulary
-        prefill = RankPrefill(config, crew, head, vocabulary=vocabulary)
-        super().__init__([stage], head, crew, chunk=config.chunk, prefill=cast(Prefill, prefill))
+        part = RankPrefill(config, crew, head, vocabulary=vocabulary)
+        super().__init__([stage], head, crew, chunk=config.chunk, prefill=cast(Prefill, part))
+        self._part, self._links, self._ranks_crew = part, crew.links, crew
         self._ranks, self._tell_others = config.stages, tell
         self.broken = False
 
@@ -57,10 +59,14 @@ class RankRunner(GraphRunner):
             try:
                 self._tell_others(plan)
                 super().submit(plan)
-            except BaseException:
+            except BaseException as error:
                 self.broken = True
-                cast(RankCrew, self._crew).links.abort()  # others may never send what is awaited
+                self._links.abort()  # others may never send what is awaited
+                if isinstance(error, StageError):
+                    self._ranks_crew.look()
                 raise
+        if self._part.failure is not None:
+            raise self._part.failure
 
 
 class Follower(RankRunner):
