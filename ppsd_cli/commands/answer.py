@@ -27,8 +27,9 @@ from ppsd_cli.core.plan import Sampling
 from ppsd_cli.core.schedule import Limits
 from ppsd_cli.core.stats import StatsBuilder
 from ppsd_cli.errors import PpsdError
-from ppsd_cli.runtime.engine import Drafting, Engine, open_engine
-from ppsd_cli.runtime.torchrun import is_torchrun, is_worker, join_warnings, serve_worker
+from ppsd_cli.runtime.engine import Drafting, Engine, open_engine, serve_rank
+from ppsd_cli.runtime.rank_devices import sharing_notes
+from ppsd_cli.runtime.torchrun import is_torchrun, is_worker, join_warnings
 from ppsd_cli.tasks.bench.faults import memory_errors
 from ppsd_cli.ui.text import TextStream
 from ppsd_cli.ui.trace import TraceWriter
@@ -59,9 +60,12 @@ def _run(
     prompt = "" if is_worker() else read_prompt(source)
     plan = make_plan(choice, flags, say)
     if is_worker():
-        serve_worker(plan.config)
+        serve_rank(plan.config)
         return 0
-    for note in (*plan.notes, *(join_warnings() if is_torchrun() else ())):
+    notes = list(plan.notes)
+    if is_torchrun():
+        notes += join_warnings() + sharing_notes(plan.config.devices)
+    for note in notes:
         say(note)
     output = AnswerOutput(plan, options, say)
     load = partial(_start_engine, plan, options.port, on_frozen=output.frozen)

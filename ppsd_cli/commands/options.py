@@ -75,7 +75,8 @@ Devices = Annotated[
     str | None,
     typer.Option(
         envvar="PPSD_DEVICES", rich_help_panel=_PIPE,
-        help="One device for all stages (cpu, cuda:0) or one for each (cpu,cpu: a process each).",
+        help="One device for all stages (cpu, cuda:0) or one for each (cpu,cpu: a process each). "
+        "Under torchrun, cuda is each rank's own GPU.",
     ),
 ]  # fmt: skip
 Head = Annotated[

@@ -13,14 +13,15 @@ from ppsd_cli.core.decode import decode
 from ppsd_cli.core.events import Event
 from ppsd_cli.core.plan import Request, Runner, Sampling
 from ppsd_cli.core.schedule import Limits, Schedule
-from ppsd_cli.errors import ConfigError, ResourceError
+from ppsd_cli.errors import ConfigError
 from ppsd_cli.model.places import spec_of
 from ppsd_cli.runtime.children import allowed_cores
 from ppsd_cli.runtime.cuda.tiles import MOST_GUESSES
 from ppsd_cli.runtime.pipeline import PipelineConfig, local_runner
 from ppsd_cli.runtime.processes import spawn_runner
+from ppsd_cli.runtime.rank_devices import check_device, rank_devices
 from ppsd_cli.runtime.store_watch import leave
-from ppsd_cli.runtime.torchrun import is_torchrun, joined_runner
+from ppsd_cli.runtime.torchrun import is_torchrun, joined_runner, serve_worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def open_engine(
     ``on_frozen`` is for torchrun alone; see ``joined_runner``.
     """
     if is_torchrun():
-        return Engine(config, joined_runner(config, on_frozen=on_frozen))
+        return Engine(config, _joined(config, on_frozen))
     if processes:
         return Engine(config, spawn_runner(config, port=port))
     if has_graphs(config):
@@ -113,12 +114,37 @@ def open_engine(
     return Engine(config, local_runner(config))
 
 
+def _joined(config: PipelineConfig, on_frozen: Callable[[str], None]) -> Runner:
+    """Rank 0's runner."""
+    if has_graphs(config):
+        from ppsd_cli.runtime.cuda.rank_build import joined_graphs
+
+        return joined_graphs(config, on_frozen=on_frozen)
+    return joined_runner(config, on_frozen=on_frozen)
+
+
+def serve_rank(config: PipelineConfig) -> None:
+    """Ranks after 0: do this rank's part until rank 0 closes its engine.
+
+    An error is reported to rank 0 and raised here too.
+    """
+    if has_graphs(config):
+        from ppsd_cli.runtime.cuda.rank_build import serve_graphs
+
+        serve_graphs(config)
+    else:
+        serve_worker(config)
+
+
 def check_engine(config: PipelineConfig, *, draft_length: int = 0) -> None:
     """ConfigError for what the engine of these devices does not serve, before anything loads.
 
     ``draft_length``: guesses of a burst (EESD), 0 for other decoders.
     """
-    if is_torchrun() or not has_graphs(config):
+    if not has_graphs(config):
+        return
+    if is_torchrun():
+        _check_ranks(config, draft_length)
         return
     if not draft_length:
         return
@@ -149,6 +175,19 @@ def device_notes(config: PipelineConfig) -> list[str]:
     ]
 
 
+def _check_ranks(config: PipelineConfig, draft_length: int) -> None:
+    """What GPUs of several ranks do not serve."""
+    if config.width > 1:
+        raise ConfigError(
+            f"--width {config.width}: trees on GPUs run without torchrun; drop it, or use --width 1"
+        )
+    if draft_length:
+        raise ConfigError(
+            "--decoder eesd: its stages take turns, so on GPUs it runs without torchrun; "
+            "use --decoder ppsd, or drop torchrun"
+        )
+
+
 def serves_trees(config: PipelineConfig) -> bool:
     """Whether the engine of these devices runs ticks of several guesses: not GPUs of torchrun."""
     return not (is_torchrun() and has_graphs(config))
@@ -165,8 +204,15 @@ def on_gpus(devices: tuple[str, ...]) -> bool:
 
 
 def on_one_gpu(devices: tuple[str, ...]) -> bool:
-    """Whether all stages share a GPU under the graph runner, and so go in step."""
-    return len({torch.device(name) for name in devices}) == 1 and on_gpus(devices)
+    """Whether all stages share a GPU under the graph runner, and so go in step.
+
+    Under torchrun each rank has its own, whatever it is called on its host.
+    """
+    return (
+        not is_torchrun()
+        and len({torch.device(name) for name in devices}) == 1
+        and on_gpus(devices)
+    )
 
 
 def kernels_fit(head_dim: int) -> bool:
@@ -178,14 +224,16 @@ def choose_devices(asked: tuple[str, ...] | None, *, stages: int) -> tuple[tuple
     """A device for each stage, and whether each stage gets a process.
 
     One name serves all stages in this process. Without a choice: the first GPU; without a GPU a
-    process for each stage where there is more than one.
+    process for each stage where there is more than one. Under torchrun see ``rank_devices``.
     """
+    if is_torchrun():
+        return rank_devices(asked, stages=stages), False
     if asked is None:
         if torch.cuda.is_available():
             return ("cuda:0",) * stages, False
         return ("cpu",) * stages, stages > 1
     for device in asked:
-        _check_device(device)
+        check_device(device)
     if len(asked) == 1:
         return asked * stages, False
     if len(asked) != stages:
@@ -211,12 +259,3 @@ def choose_dtype(asked: str | None, devices: tuple[str, ...]) -> str:
     if asked not in (None, "auto"):
         return str(asked)
     return "bfloat16" if devices[0].startswith("cuda") else "float32"
-
-
-def _check_device(device: str) -> None:
-    if device == "cpu":
-        return
-    count = torch.cuda.device_count()
-    index = int(device.partition(":")[2] or 0)
-    if index >= count:
-        raise ResourceError(f"--devices {device}: this machine has {count} CUDA devices")

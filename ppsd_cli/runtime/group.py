@@ -1,4 +1,4 @@
-"""Joining the gloo process group: between processes of this host, on the loopback device only."""
+"""Joining the process group: between processes of this host, on the loopback device only."""
 
 import os
 import socket
@@ -31,6 +31,7 @@ def join_local(stage: int, stages: int, *, port: int, listen_fd: int | None = No
 
 
 def bind_to_loopback() -> None:
-    """Have gloo listen and connect on the loopback device. Before the group is joined."""
+    """Have gloo and NCCL listen and connect on the loopback device. Before the group is joined."""
     names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
-    os.environ["GLOO_SOCKET_IFNAME"] = names[0] if names else "lo"
+    for library in ("GLOO", "NCCL"):
+        os.environ[f"{library}_SOCKET_IFNAME"] = names[0] if names else "lo"

@@ -71,6 +71,19 @@ class StoreWatch(threading.Thread):
         """Stop watching. Safe to call twice."""
         self._done.set()
 
+    @property
+    def finished(self) -> bool:
+        """Whether nobody needs to be told any more."""
+        return self._done.is_set()
+
+    def tell(self, what: str, text: str) -> None:
+        """Let the other ranks know something of this one."""
+        self._reports.set(_key(what, self._rank), text)
+
+    def ask(self, what: str, rank: int) -> str:
+        """What a rank tells, waiting for it."""
+        return self._reports.get(_key(what, rank)).decode()
+
     def report(self, error: BaseException) -> None:
         """Tell rank 0 why this rank ends."""
         try:

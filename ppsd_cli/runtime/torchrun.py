@@ -1,8 +1,9 @@
 """Stages as the ranks of ``torchrun``, on one host or several. Every rank has the same settings.
 
 Rank 0 drives and runs stage 0 (``joined_runner``); every other rank runs its stage until rank 0
-closes the runner (``serve_worker``). Tensors travel over gloo for every device: a decode step is
-one small message, whose header the host must read anyway.
+closes the runner (``serve_worker``). Here frames travel over gloo, whatever the devices; GPUs that
+the graph runner serves take ``cuda.rank_build`` instead, and only how ranks join, watch each other
+and end is the same.
 """
 
 import ipaddress
@@ -10,14 +11,15 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from ppsd_cli.core.plan import Plan, TickResult
+from ppsd_cli.core.plan import Plan, Runner, TickResult
 from ppsd_cli.errors import ConfigError, ResourceError
 from ppsd_cli.runtime.failures import PeerLost
 from ppsd_cli.runtime.front import Front
@@ -28,6 +30,7 @@ from ppsd_cli.runtime.pipeline import PipelineConfig, load_head, load_worker, re
 from ppsd_cli.runtime.store_watch import StoreWatch, leave
 
 _JOIN_TIMEOUT = timedelta(minutes=10)
+_ENGINE = "stages without CUDA graphs"
 
 
 def is_torchrun() -> bool:
@@ -61,7 +64,7 @@ def joined_runner(
     because the main thread cannot be woken from a receive.
     """
     assert _rank() == 0
-    watch = _join(config, on_frozen)
+    watch = join(config, on_frozen, engine=_ENGINE)
     try:
         worker = load_worker(config, 0)
         head = load_head(config, worker.stage)
@@ -70,7 +73,7 @@ def joined_runner(
         watch.finish()
         raise
     front = Front(worker, head, link, returning=returning_stages(config))
-    return JoinedRunner(LocalRunner(front, stages=config.stages), link, watch)
+    return JoinedRunner(LocalRunner(front, stages=config.stages), watch, stop=link.stop)
 
 
 def serve_worker(config: PipelineConfig) -> None:
@@ -78,14 +81,22 @@ def serve_worker(config: PipelineConfig) -> None:
 
     An error is reported to rank 0 and raised here too.
     """
-    rank = _rank()
-    assert rank > 0
+    serve_as_rank(
+        config, lambda _watch: serve(config, load_worker(config, _rank())), engine=_ENGINE
+    )
+
+
+def serve_as_rank(
+    config: PipelineConfig, work: Callable[[StoreWatch], None], *, engine: str
+) -> None:
+    """Join as a rank after 0, do its ``work``, and leave; see ``serve_worker``."""
+    assert _rank() > 0
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is rank 0's
-    watch = _join(config, leave)
+    watch = join(config, leave, engine=engine)
     try:
         with torch.inference_mode():
-            serve(config, load_worker(config, rank))
+            work(watch)
     except BaseException as error:
         watch.report(error)
         raise
@@ -97,8 +108,9 @@ def serve_worker(config: PipelineConfig) -> None:
 class JoinedRunner:
     """Drives the stages of other ranks in step (``core.plan.Runner``)."""
 
-    def __init__(self, local: LocalRunner, link: FrontLink, watch: StoreWatch) -> None:
-        self._local, self._link, self._watch = local, link, watch
+    def __init__(self, local: Runner, watch: StoreWatch, *, stop: Callable[[], None]) -> None:
+        """``local``: rank 0's part. ``stop``: ends the loops of the others."""
+        self._local, self._watch, self._stop = local, watch, stop
         self._open = True
 
     @property
@@ -108,7 +120,7 @@ class JoinedRunner:
 
     @property
     def lookahead(self) -> int:
-        """In step."""
+        """Rank 0's: its part knows how far it runs ahead."""
         return self._local.lookahead
 
     @property
@@ -117,16 +129,14 @@ class JoinedRunner:
         return self._local.pending
 
     def submit(self, plan: Plan) -> None:
-        """Queue one tick."""
-        self._local.submit(plan)
+        """Ask for one tick; the error of whichever rank failed."""
+        with self._blaming():
+            self._local.submit(plan)
 
     def collect(self) -> TickResult:
-        """Run the oldest queued tick; the error of whichever rank failed."""
-        try:
+        """The oldest tick that was asked for; the error of whichever rank failed."""
+        with self._blaming():
             return self._local.collect()
-        except PeerLost as lost:
-            self._abandon()
-            raise self._watch.cause(lost) from lost
 
     def close(self) -> None:
         """End the loops of the other ranks and leave the group. Safe to call twice."""
@@ -135,20 +145,29 @@ class JoinedRunner:
         self._open = False
         try:
             if self.stages > 1:
-                self._link.stop()
+                self._stop()
         except PeerLost:
             return  # a rank is gone already; torchrun ends the rest
         finally:
             self._watch.finish()
         dist.destroy_process_group()
 
-    def _abandon(self) -> None:
-        self._open = False
-        self._watch.finish()
+    @contextmanager
+    def _blaming(self) -> Iterator[None]:
+        """Where a rank is lost, raise what ended it."""
+        try:
+            yield
+        except PeerLost as lost:
+            self._open = False
+            self._watch.finish()
+            raise self._watch.cause(lost) from lost
 
 
-def _join(config: PipelineConfig, on_frozen: Callable[[str], None]) -> StoreWatch:
-    """Join the process group; the beating watch of this rank."""
+def join(config: PipelineConfig, on_frozen: Callable[[str], None], *, engine: str) -> StoreWatch:
+    """Join the process group; the beating watch of this rank.
+
+    ConfigError when ranks and stages differ in number, or ranks in their ``engine``.
+    """
     rank, ranks = _rank(), int(os.environ["WORLD_SIZE"])
     if ranks != config.stages:
         raise ConfigError(
@@ -166,7 +185,24 @@ def _join(config: PipelineConfig, on_frozen: Callable[[str], None]) -> StoreWatc
         raise ResourceError(f"cannot join the other ranks at {address}: {error}") from error
     watch = StoreWatch(config, rank, on_frozen=on_frozen)
     watch.start()
+    try:
+        _agree(watch, rank, ranks, engine)
+    except BaseException:
+        watch.finish()
+        raise
     return watch
+
+
+def _agree(watch: StoreWatch, rank: int, ranks: int, engine: str) -> None:
+    """ConfigError where ranks would talk past each other."""
+    watch.tell("engine", engine)
+    for other in range(ranks):
+        theirs = watch.ask("engine", other)
+        if theirs != engine:
+            raise ConfigError(
+                f"rank {rank} runs {engine} and rank {other} {theirs}; give all ranks the same "
+                "options, and install Triton on all hosts with GPUs or on none"
+            )
 
 
 def _rank() -> int:

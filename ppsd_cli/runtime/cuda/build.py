@@ -58,7 +58,9 @@ def graph_runner(
         through_host = not devices_reach([torch.device(name) for name in devices])
     with torch.inference_mode():
         members = [
-            _member(part, head if first == 0 else None, first, len(stages), recorder or recorder_of)
+            member_of(
+                part, head if not first else None, first, len(stages), recorder or recorder_of
+            )
             for first, part in parts
         ]
         crew = Crew(members, through_host=through_host)
@@ -70,14 +72,17 @@ def recorder_of(device: torch.device) -> Recorder | Immediate:
     return Recorder(device, branches=2) if device.type == "cuda" else Immediate()
 
 
-def _member(
+def member_of(
     stages: list[Stage],
     head: DraftHead | None,
     first: int,
     total: int,
-    recorder: Callable[[torch.device], Recorder | Immediate],
+    recorder: Callable[[torch.device], Recorder | Immediate] = recorder_of,
 ) -> Member:
-    """The pod of some neighbours on one device, with its streams and clock."""
+    """The pod of some neighbours on one device, with its streams and clock.
+
+    ``first``: number of their first stage among the ``total``.
+    """
     device = stages[0].device
     cuda = device.type == "cuda"
     if cuda:

@@ -74,8 +74,11 @@ class GraphRunner:
         crew: Crew,
         *,
         chunk: int,
+        prefill: Prefill | None = None,
     ) -> None:
-        """``chunk``: prompt tokens of a plan, at most."""
+        """``chunk``: prompt tokens of a plan, at most. ``prefill``: what runs them, if it is not
+        the crew here.
+        """
         self.stage_list, self._head, self._crew = stages, head, crew
         pod = crew.home.pod
         assert isinstance(pod, Pod), "a crew of chains"
@@ -90,7 +93,7 @@ class GraphRunner:
         self._serial = 0
         self._row = 0
         self._entries: dict[int, Entry | Level] = {}
-        self._prefill = Prefill(crew, head, chunk=chunk)
+        self._prefill = prefill or Prefill(crew, head, chunk=chunk)
         self._bursts: dict[int, BurstPod] = {}
         self._burst: tuple[int, BurstRecord] | None = None
         self._trees: dict[int, Crew] = {}
