@@ -39,7 +39,6 @@ from ppsd_cli.tasks.calibrate.run import (
 from ppsd_cli.tasks.progress import Steps
 from ppsd_cli.ui.bench_svg import tag
 
-WIDTHS = (2, 4)
 GROUP = 4
 """Settings that are loaded and run together, beside plain decoding."""
 
@@ -72,10 +71,10 @@ def settings_of(
 
 
 def trees(times: Times, predictor: Predictor, guesser: Guesser, stages: int) -> list[Candidate]:
-    """The best split at each width."""
+    """The best split at the two least widths above 1."""
     found = []
-    for width in WIDTHS:
-        split = predictor.split(guesser, stages, width) if width in times.widths else None
+    for width in sorted(times.widths)[1:3]:
+        split = predictor.split(guesser, stages, width)
         found += [] if split is None else [predictor.predict(guesser, split, width)]
     return found
 
