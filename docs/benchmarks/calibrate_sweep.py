@@ -192,7 +192,7 @@ def predicted(job: Job, steps: Steps) -> dict[str, Any]:
     predictor = predictor_of(job, measured.times)
     guessers = guessers_of(job, scores)
     settings = settings_of(job, measured.times, predictor, guessers)
-    best = best_three(predictor.candidates(guessers, (1, *WIDTHS)))
+    best = best_three(predictor.candidates(guessers, sorted(measured.times.widths)))
     names = {head.folder: head.name for head in job.heads}
     return {
         "model": job.model,
