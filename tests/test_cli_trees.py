@@ -110,15 +110,6 @@ def test_widths_that_cannot_be(ppsd, options, says):
     assert len(result.err.splitlines()) == 1
 
 
-def test_trees_over_several_gpus_are_refused_before_anything_loads(ppsd, monkeypatch):
-    from ppsd_cli.runtime import engine
-
-    monkeypatch.setattr(engine, "has_graphs", lambda _config: True)
-    result = ppsd.generate(*PROMPT, *TREE)
-    assert (result.code, result.out) == (2, "")
-    assert "on GPUs trees run on one device" in result.err
-
-
 @pytest.fixture
 def bench(ppsd, monkeypatch, tmp_path):
     """``ppsd bench`` on two prompts, all engines in this process."""
