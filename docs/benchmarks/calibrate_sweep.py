@@ -116,7 +116,6 @@ def record(checked: Checked, plain: Checked) -> dict[str, Any]:
         "interval": [checked.low, checked.high],
         "predicted_over_measured": each.tokens_per_second / checked.speed,
         "speedup": checked.speed / plain.speed,
-        "predicted_speedup": each.tokens_per_second / plain.candidate.tokens_per_second,
         "limit": each.limit,
     }
 
@@ -245,7 +244,7 @@ def main() -> None:
     job = job_of(arguments, steps)
     known = arguments.output.is_file() and not arguments.again
     report = json.loads(arguments.output.read_text()) if known else predicted(job, steps)
-    if report.get("machine") != dict(job.machine) or not same_script(report):
+    if report.get("machine") != dict(job.machine) or "planned" not in report:
         sys.exit(f"{arguments.output} is of another machine or script; take --again")
     left = arguments.groups
     while not report["complete"] and left != 0:
@@ -261,12 +260,6 @@ def main() -> None:
     steps.close()
 
 
-def same_script(report: dict[str, Any]) -> bool:
-    """Whether a file has all that this script writes."""
-    known = all("predicted_speedup" in each for each in report.get("settings", []))
-    return "planned" in report and known
-
-
 def write(report: dict[str, Any], path: Path) -> None:
     """The report as JSON."""
     replace_bytes(path, (json.dumps(report, indent=1) + "\n").encode())
@@ -274,9 +267,10 @@ def write(report: dict[str, Any], path: Path) -> None:
 
 def summary(records: list[dict[str, Any]]) -> str:
     """How many predictions are near, as tokens/s and as speed-ups over the group's plain decoding,
-    from which drifts of the machine between groups are gone."""
+    from which drifts of the machine between groups are gone. The first record is plain decoding."""
+    plain = records[0]["predicted"]
     near = [r for r in records if abs(r["predicted_over_measured"] - 1) <= 0.1]
-    beside = [r for r in records if abs(r["predicted_speedup"] / r["speedup"] - 1) <= 0.1]
+    beside = [r for r in records if abs(r["predicted"] / plain / r["speedup"] - 1) <= 0.1]
     fastest = max(records, key=lambda each: each["measured"])
     return (
         f"{len(near)} of {len(records)} within 10%, {len(beside)} by their speed-up over plain "
