@@ -8,13 +8,14 @@ from functools import cache
 
 import cuda_cases
 import pytest
+import torch
 from cuda_cases import CONTEXT, VOCABULARY, Small, ask, assert_exact, assert_same_events, prompt
 from cuda_fixtures import PLACES
 from models import forced_drafts
 from test_cuda_engine import DEEP_3
 
 from ppsd_cli.core.plan import Sampling
-from ppsd_cli.runtime.cuda import crew
+from ppsd_cli.runtime.cuda import clock, crew
 from ppsd_cli.runtime.cuda.relay import Box
 
 COUNT = 7
@@ -133,3 +134,27 @@ def test_context_edge(model, plain):
     run = ask(runner, prompt(12), count=COUNT, context=14)
     assert run.ids == reference.ids[:2]
     assert CONTEXT > 14
+
+
+def test_a_clock_is_read_on_its_own_device(monkeypatch):
+    """Triton launches on the current device, wherever the memory lies that a kernel writes to."""
+    current, read = ["cuda:0"], []
+
+    class Device:
+        def __init__(self, device):
+            self.device = str(device)
+
+        def __enter__(self):
+            current.append(self.device)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    kernel = {(1,): lambda _out: read.append(current[-1])}
+    monkeypatch.setattr(clock, "_now_kernel", kernel)
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
+    other = clock.DeviceClock(None)
+    other._device, other._out = torch.device("cuda:1"), torch.zeros(1, dtype=torch.int64)
+    other.again(tries=2)
+    assert read == ["cuda:1"] * 2

@@ -10,7 +10,7 @@ from test_cuda_engine import DEEP_3
 from test_cuda_trees import COUNT, DRAWN, check, nodes_of
 from trees import right_and_ranks
 
-from ppsd_cli.runtime.cuda import crew
+from ppsd_cli.runtime.cuda import build, crew
 from ppsd_cli.runtime.cuda.relay import Box
 from ppsd_cli.runtime.cuda.tree_follower import TreeFollower
 
@@ -62,6 +62,75 @@ def test_answers_after_each_other(small, plain):
         run = ask(runner, prompt(12), **options)
         assert ask(runner, prompt(30, seed=2), count=2, width=width).ids
         assert not small("llama").same_numbers or run.ids == reference.ids
+
+
+def test_a_prompt_of_one_token(small, plain):
+    """A deep head looks back further than the text reaches; its states come from afar."""
+    head = small("llama").head(DEEP_3, blocks=1)
+    options = {"head": head, "width": 3, "groups": (1, 1, 1)}
+    check(small("llama"), plain("llama", 1), (1, 1, 2), 1, **options)
+
+
+@pytest.mark.parametrize("slots", [14, 16])
+def test_context_edge(small, plain, slots):
+    """Letters of levels that nothing may enter any more, and no slot beyond what is in flight."""
+    model, reference = small("llama"), plain("llama", 12)
+    forced = right_and_ranks(reference, 4)
+    runner = model.graph((1, 2, 1), groups=(1, 1, 1), slots=slots, width=4)
+    run = ask(runner, prompt(12), count=COUNT, context=slots, width=4, **forced)
+    assert len(run.ids) == slots - 12
+    assert run.ids == reference.ids[: slots - 12] or not model.same_numbers
+    assert max(position for _, position, *_ in nodes_of(run)) == slots - 2
+    assert max(slot for *_, slot, _, _ in nodes_of(run)) < slots + 12
+
+
+def test_many_ticks_wrap_the_letters(small):
+    """Letters are kept by tick modulo 64; the second follower's stage reads older ones."""
+    model = small("llama")
+    reference = model.plain(prompt(5), 66)
+    runner = model.graph((2, 1, 1), groups=(1, 2), width=2)
+    options = {"count": 66, "width": 2, "keep_logits": False}
+    run = ask(runner, prompt(5), **options, **right_and_ranks(reference, 2))
+    assert len(run.results) > 64
+    assert run.ids == reference.ids or not model.same_numbers
+
+
+def test_boxes_in_host_memory(small, plain, monkeypatch):
+    """Where devices cannot write to each other's memory; the second answer finds them emptied."""
+    made, of = [], Box.of
+
+    def noted(*args, through_host=False, **options):
+        made.append(through_host)
+        return of(*args, through_host=through_host, **options)
+
+    monkeypatch.setattr(build, "devices_reach", lambda _devices: False)
+    monkeypatch.setattr(Box, "of", noted)
+    model, reference = small("llama"), plain("llama", 12)
+    runner = model.graph((1, 1, 2), groups=(1, 1, 1), width=3)
+    for _ in range(2):
+        run = ask(runner, prompt(12), count=COUNT, width=3, **right_and_ranks(reference, 3))
+        assert run.ids == reference.ids or not model.same_numbers
+    assert made.count(True) == 6, "three boxes of the chain, three of the trees"
+
+
+def test_whoever_works_first(small, plain, monkeypatch):
+    """No device depends on what another one does in the same tick."""
+    model, replay = small("llama"), crew.Crew.replay
+    if model.device != "cpu":
+        pytest.skip("the interpreter's order")
+
+    def backwards(self, key):
+        members, graphs = self.members, self._graphs[key]
+        self.members, self._graphs[key] = members[::-1], graphs[::-1]
+        try:
+            replay(self, key)
+        finally:
+            self.members, self._graphs[key] = members, graphs
+
+    monkeypatch.setattr(crew.Crew, "replay", backwards)
+    head = model.head(DEEP_3, blocks=1)
+    options = {"head": head, "width": 3, "groups": (1, 1, 1)}
+    check(model, plain("llama", 12), (1, 1, 2), 12, **options)
 
 
 def forget_freed(self, *, first):

@@ -142,6 +142,7 @@ def test_context_edge(small, plain, slots):
     runner = small("llama").graph((1, 2, 1), slots=slots, width=4)
     run = ask(runner, prompt(12), count=COUNT, context=slots, width=4, **forced)
     assert run.ids == reference.ids[: slots - 12] or not small("llama").same_numbers
+    assert max(position for _, position, *_ in nodes_of(run)) == slots - 2
     assert max(slot for *_, slot, _, _ in nodes_of(run)) < slots + 12
 
 

@@ -76,7 +76,6 @@ def test_a_chain_over_a_slow_link(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("small")
 def test_trees_where_the_engine_has_them(tmp_path, monkeypatch):
     """Here all stages are on one device, in step."""
-    monkeypatch.setattr(many_gpus_layout, "_no_trees", lambda *_: None)
     runner = many_gpus_ppsd.graph_runner
 
     def together(*stages, groups, **options):

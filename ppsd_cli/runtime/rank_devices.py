@@ -26,7 +26,7 @@ def rank_devices(asked: tuple[str, ...] | None, *, stages: int) -> tuple[str, ..
     devices = tuple(_numbered(name, stage) for stage, name in enumerate(asked))
     own = int(os.environ["RANK"])
     if own < stages:
-        check_device(devices[own], hint=f"; rank {own} takes it, start fewer ranks on this host")
+        check_device(devices[own], hint=f"; rank {own} takes it")
     return devices
 
 

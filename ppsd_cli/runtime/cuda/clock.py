@@ -38,13 +38,14 @@ class DeviceClock:
         if perf_counter() - self._compared < _FRESH:
             return
         readings = []
-        for _ in range(tries):
-            torch.cuda.synchronize(self._device)
-            before = perf_counter()
-            _now_kernel[(1,)](self._out)
-            torch.cuda.synchronize(self._device)
-            after = perf_counter()
-            readings.append((after - before, (before + after) / 2 - int(self._out[0]) * 1e-9))
+        with torch.cuda.device(self._device):  # Triton launches on the current device
+            for _ in range(tries):
+                torch.cuda.synchronize(self._device)
+                before = perf_counter()
+                _now_kernel[(1,)](self._out)
+                torch.cuda.synchronize(self._device)
+                after = perf_counter()
+                readings.append((after - before, (before + after) / 2 - int(self._out[0]) * 1e-9))
         self._offset, self._compared = min(readings)[1], perf_counter()
 
     def host(self, nanoseconds: int, otherwise: float) -> float:

@@ -112,7 +112,7 @@ def follow_kernel(
     index = tl.arange(0, PLACES)
     inside = index < 2 * STAGES
     before = tl.load(place_ptr + index - 2, mask=inside & (index >= 2), other=0)
-    come = tl.load(header_ptr + half * 3 + index, mask=index < 2, other=0)
+    come = tl.load(header_ptr + half * 3 + index, mask=index < 2, other=0, volatile=True)
     tl.debug_barrier()  # every warp has read the places before they change
     tl.store(place_ptr + index, tl.where(index < 2, come, before), mask=inside)
 

@@ -193,7 +193,7 @@ def tree_boundary_kernel(
     """Take in what the stages finished in the last tick, and decide.
 
     Program 0 applies the rule and says what the rows of stages 1 and on and of the head are: places
-    [n, W, 2], paths [n, W, n], views [n + 1, 2] (the last is the head's), and the head's
+    [m, W, 2], paths [m, W, n], views [m + 1, 2] for m = ``LOCAL`` (the last is the head's), and its
     ``head_place_ptr`` [2 + L, W, 2] and ``head_kin_ptr`` [W, K]. The next programs carry out moves
     as in ``control.boundary_kernel``, a row each, with rings by slot; the last W log each row's
     target. ``LOCAL``: stages on this device; if it lacks some, targets [W] come through the box,

@@ -1,4 +1,4 @@
-"""Ticks that carry a level of a tree, on one device; what ``ticks.py`` is for a chain.
+"""Ticks that carry a level of a tree, on the device with stage 0; what ``ticks.py`` is for a chain.
 
 Shapes: n stages, W rows of a level, H hidden, V' draft vocabulary, C chunks of it.
 """
