@@ -109,7 +109,9 @@ class Tree:
         assert node.slot in (None, slot), "runner and schedule disagree about a slot"
         if node.final:
             above = None if parent is None else parent.serial
-            self._live.append(replace(node, slot=slot, parent=above))
+            if (node.slot, node.parent) != (slot, above):
+                node = replace(node, slot=slot, parent=above)
+            self._live.append(node)
         self._due = None
 
     def next_position(self) -> int:
@@ -150,10 +152,12 @@ class Tree:
         """The live or last verified node that ``node`` stands on; None at the start of a text."""
         if node.parent is None:
             return self.newest or self._tip
-        known = [each for each in (*self._live, self._tip) if each is not None]
-        parent = next((each for each in known if each.serial == node.parent), None)
-        assert parent is not None, "a node stands on one that is void"
-        return parent
+        for each in self._live:
+            if each.serial == node.parent:
+                return each
+        assert self._tip is not None, "a node stands on one that is void"
+        assert self._tip.serial == node.parent, "a node stands on one that is void"
+        return self._tip
 
     def _keep_below(self, root: Node | None) -> tuple[Node, ...]:
         """Only ``root`` and what is below it stay live; the others, in the order of entry."""

@@ -161,8 +161,7 @@ class Crew:
         """Copies of tensors of each member, as they are after what was launched so far."""
         pairs = []
         for member, tensors in zip(self.members, kept, strict=True):
-            with member.recorder.stream():
-                pairs.append(member.recorder.fetch(tensors))
+            pairs.append(member.recorder.fetch(tensors))
         return Fetched([copies for copies, _ in pairs], [ready for _, ready in pairs])
 
     def hand_over(self, tensor: Tensor, giver: int, taker: int) -> Tensor:

@@ -167,8 +167,7 @@ class RankCrew(Crew):
     def fetch(self, kept: Sequence[Sequence[Tensor]]) -> Fetched:
         """Copies of this device's tensors, which at rank 0 include what came of the others."""
         flat = [tensor for tensors in kept for tensor in tensors]
-        with self.stream():
-            copies, ready = self.home.recorder.fetch(flat)
+        copies, ready = self.home.recorder.fetch(flat)
         rest = iter(copies)
         return Fetched([[next(rest) for _ in tensors] for tensors in kept], [self.watched(ready)])
 

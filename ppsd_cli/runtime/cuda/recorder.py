@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ppsd_cli.runtime.cuda.control import TICKS
+
 _FIRST = -3
 """Priority of a stream; 0 is the usual one, and torch takes the nearest that a device has."""
 
@@ -65,7 +67,10 @@ class Recorder:
         self._side = [torch.cuda.Stream(device) for _ in range(branches - 1)]
         self._back = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
-        self._mark = torch.cuda.Event()
+        self._mark, self._now = torch.cuda.Event(), torch.cuda.Event()
+        self._done = [torch.cuda.Event() for _ in range(TICKS)]
+        self._fetches = 0
+        self._mirrors: dict[tuple[int, torch.Size], Tensor] = {}
 
     def mark(self) -> None:
         """Note what was launched so far, for other devices to wait for."""
@@ -109,17 +114,31 @@ class Recorder:
         return graph
 
     def fetch(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Ready]:
-        """Pinned copies of device tensors as they are after what was launched so far."""
-        now = torch.cuda.Event()
-        now.record(self._main)
-        self._back.wait_event(now)
-        done = torch.cuda.Event()
+        """Pinned copies of device tensors as they are after what was launched so far.
+
+        Whole numbers are rows of a log, each written once in ``TICKS`` ticks: all copies of a log
+        are one piece of host memory. No more than ``TICKS`` fetches may be waited for.
+        """
+        self._now.record(self._main)
+        self._back.wait_event(self._now)
+        done = self._done[self._fetches % TICKS]
+        self._fetches += 1
         with torch.cuda.stream(self._back):
-            copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
+            copies = [self._landing(tensor) for tensor in tensors]
             for copy, tensor in zip(copies, tensors, strict=True):
                 copy.copy_(tensor, non_blocking=True)
             done.record(self._back)
         return copies, done
+
+    def _landing(self, tensor: Tensor) -> Tensor:
+        """Pinned memory for a copy. Asking for it anew costs tens of microseconds, at times more
+        than a tick, so logs have theirs for good."""
+        if tensor.dtype != torch.int64:
+            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        key = (tensor.data_ptr(), tensor.shape)
+        if key not in self._mirrors:
+            self._mirrors[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return self._mirrors[key]
 
 
 class _Direct:

@@ -123,15 +123,16 @@ class GraphRunner:
     @torch.inference_mode()
     def submit(self, plan: Plan) -> None:
         """Launch one tick; for a prompt chunk, run it through all stages."""
-        with self._crew.stream():
-            if isinstance(plan, Prompt):
+        if isinstance(plan, Prompt):
+            with self._crew.stream():
                 asked = self._prompt(plan)
-            elif isinstance(plan, Burst):
+        elif isinstance(plan, Burst):
+            with self._crew.stream():
                 asked = self._launch_burst(plan)
-            elif isinstance(plan, Bubble) and (self._row == 0 or self._bursting):
-                asked = self._quiet()
-            else:
-                asked = self._launch(plan)
+        elif isinstance(plan, Bubble) and (self._row == 0 or self._bursting):
+            asked = self._quiet()
+        else:
+            asked = self._launch(plan)  # its parts choose their streams
         self._asked.append(asked)
         self._number += 1
 

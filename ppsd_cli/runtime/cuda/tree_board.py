@@ -125,30 +125,22 @@ class Level:
         """From rows of the log and of the stamps. StageError where the head made no numbers."""
         tick, boundary_time, entry_time, drafted = log[: len(HEAD_FIELDS)]
         step = len(ROW_FIELDS)
-        rows = [
-            dict(zip(ROW_FIELDS, log[at : at + step], strict=True))
-            for at in range(len(HEAD_FIELDS), len(log), step)
-        ]
-        fed = [row for row in rows if row["entered"]]
-        for row in fed:
-            if row["token"] < 0:
-                raise StageError(f"stage 0: draft logits are not numbers at {row['position']}")
-        nodes = tuple(
-            Node(
-                row["serial"],
-                row["position"],
-                row["token"],
-                1,
-                drafted=bool(drafted),
-                final=True,
-                parent=None if row["parent_serial"] < 0 else row["parent_serial"],
-                slot=row["slot"],
+        nodes, leaves, targets = [], [], []
+        for at in range(len(HEAD_FIELDS), len(log), step):
+            entered, serial, position, token, slot, leaf, parent, target = log[at : at + step]
+            targets.append(target)
+            if not entered:
+                continue
+            if token < 0:
+                raise StageError(f"stage 0: draft logits are not numbers at {position}")
+            above = None if parent < 0 else parent
+            nodes.append(
+                Node(serial, position, token, 1, bool(drafted), True, parent=above, slot=slot)
             )
-            for row in fed
-        )
-        leaves = tuple(row["parent"] for row in fed) if drafted else ()
-        targets = tuple(row["target"] for row in rows)
-        return cls(tick, boundary_time, entry_time, tuple(stamps), nodes, leaves, targets)
+            leaves.append(leaf)
+        kept = tuple(leaves) if drafted else ()
+        times = tuple(stamps)
+        return cls(tick, boundary_time, entry_time, times, tuple(nodes), kept, tuple(targets))
 
     def draft_logits(self, logits: Tensor | None) -> tuple[Tensor, ...]:
         """Of each guess that entered, from ``logits`` [W, V'] of the leaves, where kept."""
