@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from models import Recorder, Run, Tiny, answer, prompt_of, save_head
 
@@ -24,6 +25,7 @@ from ppsd_cli.core.events import (
     Verified,
 )
 from ppsd_cli.core.plan import Plan, Runner, TickResult
+from ppsd_cli.runtime.cuda.crew import Crew
 from ppsd_cli.runtime.cuda.tiles import SPLIT
 from ppsd_cli.runtime.pipeline import local_runner
 
@@ -217,3 +219,18 @@ def assert_exact(run: Run, reference: Run) -> None:
     assert run.ids == reference.ids
     assert torch.equal(run.logits, reference.logits[:count]), "logits are not bit-equal"
     assert run.reason is reference.reason
+
+
+def replay_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crews launch their devices in the other order from now on."""
+    replay = Crew.replay
+
+    def backwards(self: Any, key: Any) -> None:
+        members, graphs = self.members, self._graphs[key]
+        self.members, self._graphs[key] = members[::-1], graphs[::-1]
+        try:
+            replay(self, key)
+        finally:
+            self.members, self._graphs[key] = members, graphs
+
+    monkeypatch.setattr(Crew, "replay", backwards)

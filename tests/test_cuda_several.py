@@ -9,7 +9,16 @@ from functools import cache
 import cuda_cases
 import pytest
 import torch
-from cuda_cases import CONTEXT, VOCABULARY, Small, ask, assert_exact, assert_same_events, prompt
+from cuda_cases import (
+    CONTEXT,
+    VOCABULARY,
+    Small,
+    ask,
+    assert_exact,
+    assert_same_events,
+    prompt,
+    replay_backwards,
+)
 from cuda_fixtures import PLACES
 from models import forced_drafts
 from test_cuda_engine import DEEP_3
@@ -92,17 +101,7 @@ def test_whoever_works_first(model, plain, monkeypatch):
     """No device depends on what another one does in the same tick."""
     if model.device != "cpu":
         pytest.skip("the interpreter's order")
-    replay = crew.Crew.replay
-
-    def backwards(self, key):
-        members, graphs = self.members, self._graphs[key]
-        self.members, self._graphs[key] = members[::-1], graphs[::-1]
-        try:
-            replay(self, key)
-        finally:
-            self.members, self._graphs[key] = members, graphs
-
-    monkeypatch.setattr(crew.Crew, "replay", backwards)
+    replay_backwards(monkeypatch)
     head = model.head(DEEP_3, blocks=1)
     check(model, plain(12), (1, 1, 2), (1, 1, 1), head=head, count=COUNT)
 

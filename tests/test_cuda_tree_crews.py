@@ -4,7 +4,7 @@ One device plays them all, as in ``test_cuda_several.py``.
 """
 
 import pytest
-from cuda_cases import ask, prompt
+from cuda_cases import ask, prompt, replay_backwards
 from cuda_fixtures import plain_answers, small_models
 from test_cuda_engine import DEEP_3
 from test_cuda_trees import COUNT, DRAWN, check, nodes_of
@@ -115,19 +115,11 @@ def test_boxes_in_host_memory(small, plain, monkeypatch):
 
 def test_whoever_works_first(small, plain, monkeypatch):
     """No device depends on what another one does in the same tick."""
-    model, replay = small("llama"), crew.Crew.replay
+    model = small("llama")
     if model.device != "cpu":
         pytest.skip("the interpreter's order")
 
-    def backwards(self, key):
-        members, graphs = self.members, self._graphs[key]
-        self.members, self._graphs[key] = members[::-1], graphs[::-1]
-        try:
-            replay(self, key)
-        finally:
-            self.members, self._graphs[key] = members, graphs
-
-    monkeypatch.setattr(crew.Crew, "replay", backwards)
+    replay_backwards(monkeypatch)
     head = model.head(DEEP_3, blocks=1)
     options = {"head": head, "width": 3, "groups": (1, 1, 1)}
     check(model, plain("llama", 12), (1, 1, 2), 12, **options)
