@@ -152,12 +152,10 @@ class Tree:
         """The live or last verified node that ``node`` stands on; None at the start of a text."""
         if node.parent is None:
             return self.newest or self._tip
-        for each in self._live:
-            if each.serial == node.parent:
+        for each in (*self._live, self._tip):
+            if each is not None and each.serial == node.parent:
                 return each
-        assert self._tip is not None, "a node stands on one that is void"
-        assert self._tip.serial == node.parent, "a node stands on one that is void"
-        return self._tip
+        raise AssertionError("a node stands on one that is void")
 
     def _keep_below(self, root: Node | None) -> tuple[Node, ...]:
         """Only ``root`` and what is below it stay live; the others, in the order of entry."""

@@ -159,9 +159,8 @@ class Crew:
 
     def fetch(self, kept: Sequence[Sequence[Tensor]]) -> Fetched:
         """Copies of tensors of each member, as they are after what was launched so far."""
-        pairs = []
-        for member, tensors in zip(self.members, kept, strict=True):
-            pairs.append(member.recorder.fetch(tensors))
+        both = zip(self.members, kept, strict=True)
+        pairs = [member.recorder.fetch(tensors) for member, tensors in both]
         return Fetched([copies for copies, _ in pairs], [ready for _, ready in pairs])
 
     def hand_over(self, tensor: Tensor, giver: int, taker: int) -> Tensor:

@@ -135,7 +135,16 @@ class Level:
                 raise StageError(f"stage 0: draft logits are not numbers at {position}")
             above = None if parent < 0 else parent
             nodes.append(
-                Node(serial, position, token, 1, bool(drafted), True, parent=above, slot=slot)
+                Node(
+                    serial,
+                    position,
+                    token,
+                    1,
+                    drafted=bool(drafted),
+                    final=True,
+                    parent=above,
+                    slot=slot,
+                )
             )
             leaves.append(leaf)
         kept = tuple(leaves) if drafted else ()

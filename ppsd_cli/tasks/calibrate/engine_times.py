@@ -84,8 +84,8 @@ def _best(
 ) -> Answered:
     """The fastest of at least two answers, after a short one.
 
-    A GPU that has waited for a compiler is slower at first: a quarter, for some 0.2 s (seen on an
-    H200). So short answers are repeated beyond that.
+    A busy host can hold a GPU up for several answers in a row (by a quarter for some 0.2 s, seen
+    on an H200). So short answers are repeated beyond that.
     """
     decoder.answer(prompt, replace(limits, max_new_tokens=_WARM), forced)
     end = perf_counter() + _SETTLED
