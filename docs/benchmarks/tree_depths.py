@@ -1,21 +1,29 @@
 """What trees of more than one depth per tick would bring, simulated from measured ranks.
 
 As ``core.tree_simulation``, but a tick takes the best nodes wherever they stand: behind any live
-node, and with ``depths`` 2 also behind nodes of the same tick. For these the head would
-continue from its own state; it is taken to miss the right token in a given share of the cases in
-which it finds it from the real state.
+node, and with ``depths`` 2 also behind nodes of the same tick. For these the head continues from
+its own state. What it then guesses was measured by ``second_level.py``:
+
+    python docs/benchmarks/tree_depths.py --ranks FOLDER/ranks.npz --kind reuse
+
+or, without such a continuation, it is taken to miss the right token in a given share of the
+cases in which it finds it from the real state:
 
     python docs/benchmarks/tree_depths.py --questions 6 --tokens 64
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import count
+from pathlib import Path
 from random import Random
+from typing import Any
 
+import numpy as np
 from tree_tokens import (
     ARRANGEMENTS,
     Answer,
@@ -41,12 +49,27 @@ class Depths:
     loss: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """An answer with what the head guesses for each of its tokens but the first.
+
+    ``second``: what it guesses from its own state, the token before being given.
+    """
+
+    answer: Answer
+    rows: Candidates
+    second: Candidates | None = None
+
+
 class DeepSimulation(TreeSimulation):
     """Best first over all live nodes; ``depths.most`` 1 only widens the tree."""
 
-    def __init__(self, rows: Candidates, answer: Answer, *, shape: tuple[int, int], depths: Depths):
+    def __init__(self, text: Text, *, shape: tuple[int, int], depths: Depths):
         stages, width = shape
-        super().__init__(rows, answer.tokens, stages=stages, width=width, random=Random(0))
+        super().__init__(
+            text.rows, text.answer.tokens, stages=stages, width=width, random=Random(0)
+        )
+        self._second = text.second
         self._depths, self._luck = depths, Random(1)
         self._offers: dict[tuple[int, bool], list[tuple[int, float]]] = {}
         self._entered: dict[int, set[int]] = {}
@@ -86,7 +109,8 @@ class DeepSimulation(TreeSimulation):
     def _offer_at(self, node: Node, depth: int) -> list[tuple[int, float]]:
         key = node.serial, depth > 1
         if key not in self._offers:
-            row = self._offer(node)
+            second = self._second if depth > 1 and self._true[node.serial] else None
+            row = self._offer(node) if second is None else second[node.position - 1]
             if depth > 1 and self._luck.random() < self._depths.loss:
                 right = self._tokens[node.position]
                 row = [(-100 if token == right else token, share) for token, share in row]
@@ -94,29 +118,56 @@ class DeepSimulation(TreeSimulation):
         return self._offers[key]
 
 
-def rate(
-    lists: Sequence[Candidates], answers: Sequence[Answer], shape: tuple[int, int], depths: Depths
-) -> float:
+def rate(texts: Sequence[Text], shape: tuple[int, int], depths: Depths) -> float:
     """Tokens per tick over all answers."""
-    pairs = zip(lists, answers, strict=True)
-    runs = (DeepSimulation(rows, a, shape=shape, depths=depths).run() for rows, a in pairs)
-    ticks = sum(run.ticks for run in runs)
-    return round(sum(len(answer.tokens) for answer in answers) / ticks, 3)
+    ticks = sum(DeepSimulation(text, shape=shape, depths=depths).run().ticks for text in texts)
+    return round(sum(len(text.answer.tokens) for text in texts) / ticks, 3)
+
+
+def read_ranks(path: Path, stages: int, kind: str) -> list[Text]:
+    """What ``second_level.py`` measured."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    head = ARRANGEMENTS[stages].head
+    edges = np.cumsum(arrays["lengths"])[:-1]
+    levels = []
+    for name in (f"{head}", f"{head} {kind}"):
+        tables = arrays[f"{name}: tokens"].tolist(), arrays[f"{name}: shares"].tolist()
+        rows = [list(zip(*row, strict=True)) for row in zip(*tables, strict=True)]
+        levels.append([rows[a:b] for a, b in zip([0, *edges], [*edges, None], strict=True)])
+    tokens = [tuple(part.tolist()) for part in np.split(arrays["tokens"], edges)]
+    return [
+        Text(Answer((), answer), first[1:], second[1:])
+        for answer, first, second in zip(tokens, *levels, strict=True)
+    ]
+
+
+def measured(stages: int, options: argparse.Namespace) -> list[Text]:
+    """The ranks of the shipped head on plain decoding's answers."""
+    answers = answers_of(options)
+    plan = plan_of(options, replace(ARRANGEMENTS[stages], decoder="ppsd", width=max(WIDTHS)))
+    head = Measured(plan)
+    return [Text(answer, head.candidates(answer, 1.0)) for answer in answers]
 
 
 def main() -> int:
     """Print a table as JSON."""
-    options = options_of(sys.argv[1:])
-    answers = answers_of(options)
-    report = {}
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--ranks", type=Path)
+    parser.add_argument("--kind", default="reuse")
+    own, others = parser.parse_known_args()
+    options = options_of(others)
+    report: dict[int, Any] = {}
     for stages in STAGES:
-        plan = plan_of(options, replace(ARRANGEMENTS[stages], decoder="ppsd", width=max(WIDTHS)))
-        head = Measured(plan)
-        lists = [head.candidates(answer, 1.0) for answer in answers]
-        kinds = {"one depth, any live node": Depths(1)}
-        kinds |= {f"two depths, {loss:.0%} missed": Depths(2, loss) for loss in LOSSES}
+        if own.ranks is None:
+            texts = measured(stages, options)
+            kinds = {f"two depths, {loss:.0%} missed": Depths(2, loss) for loss in LOSSES}
+        else:
+            texts = read_ranks(own.ranks, stages, own.kind)
+            kinds = {f"two depths, {own.kind}": Depths(2)}
+        kinds = {"one depth, any live node": Depths(1), **kinds}
         report[stages] = {
-            name: {w: rate(lists, answers, (stages, w), depths) for w in WIDTHS}
+            name: {w: rate(texts, (stages, w), depths) for w in WIDTHS}
             for name, depths in kinds.items()
         }
     sys.stdout.write(json.dumps(report, indent=2) + "\n")

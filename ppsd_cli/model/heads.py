@@ -33,6 +33,7 @@ from ppsd_cli.model.layers import (
     split_heads,
 )
 from ppsd_cli.model.rope import rope_tables
+from ppsd_cli.model.second_level import SecondLevel
 from ppsd_cli.model.spec import ModelSpec
 from ppsd_cli.model.stage import Output
 
@@ -69,13 +70,17 @@ class DeepWeights:
 
 @dataclass(frozen=True, slots=True)
 class HeadWeights:
-    """All tensors of a head. ``blocks`` and ``mlps`` run in order, then ``output``."""
+    """All tensors of a head. ``blocks`` and ``mlps`` run in order, then ``output``.
+
+    ``second``: how it goes on from its own state, for ticks of two depths; None where it cannot.
+    """
 
     taps: tuple[Tap, ...]
     output: Output
     blocks: tuple[LayerWeights, ...] = ()
     mlps: tuple[MlpWeights, ...] = ()
     deep: DeepWeights | None = None
+    second: SecondLevel | None = None
 
 
 class DraftHead:
