@@ -46,11 +46,12 @@ class Key:
 class Contender:
     """One row of the table: a decoder with its settings.
 
-    ``name`` is unique in a run (``ppsd``, ``ppsd-w4``, ``eesd-4``, ``eesd-4 block``,
-    ``ppsd@0.8``); ``decoder`` is what ``--decoders`` calls it. ``acceptance``: drafts are right
-    with this probability in place of the head's own (the head runs nevertheless). ``exact``: token
-    ids must equal AR's. ``width``: guesses per tick, above 1 a tree, in which the right token is
-    among the guesses behind a node with probability ``among`` where ``acceptance`` is fixed.
+    ``name`` is unique in a run (``ppsd``, ``ppsd-w4``, ``ppsd-w4-d2``, ``eesd-4``,
+    ``eesd-4 block``, ``ppsd@0.8``); ``decoder`` is what ``--decoders`` calls it. ``acceptance``:
+    drafts are right with this probability in place of the head's own (the head runs
+    nevertheless). ``exact``: token ids must equal AR's. ``width``: guesses per tick, above 1 a
+    tree, in which the right token is among the guesses behind a node with probability ``among``
+    where ``acceptance`` is fixed; ``depth``: depths of them per tick.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Contender:
     """CPU threads of each stage; None where all work is on a GPU."""
     width: int = 1
     among: float | None = None
+    depth: int = 1
 
 
 @dataclass(frozen=True, slots=True)

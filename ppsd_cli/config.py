@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ppsd_cli.core.plan import MAX_DRAFT_LENGTH
-from ppsd_cli.core.tree import MAX_WIDTH
+from ppsd_cli.core.tree import MAX_DEPTH, MAX_WIDTH
 from ppsd_cli.errors import AssetError, ConfigError
 
 DECODERS = ("auto", "ppsd", "eesd", "ar")
@@ -40,6 +40,7 @@ class Settings:
     draft_vocab: int | None = None
     draft_length: int | None = None
     width: int | None = None
+    depth: int | None = None
     tree_scale: float | None = None
     dtype: str | None = None
     context: int | None = None
@@ -140,6 +141,7 @@ def check(settings: Settings) -> None:
     if settings.draft_length is not None and settings.draft_length > MAX_DRAFT_LENGTH:
         raise ConfigError(f"--draft-length {settings.draft_length}: at most {MAX_DRAFT_LENGTH}")
     check_width(settings.width)
+    check_depth(settings.depth)
     if settings.tree_scale is not None and not 0 < settings.tree_scale <= MAX_TREE_SCALE:
         raise ConfigError(f"tree_scale {settings.tree_scale}: above 0, at most {MAX_TREE_SCALE}")
     check_threads(settings.threads)
@@ -159,6 +161,12 @@ def check_width(width: int | None) -> None:
     """ConfigError for levels of a tree that are wider than the engines serve."""
     if width is not None and not 1 <= width <= MAX_WIDTH:
         raise ConfigError(f"--width {width}: 1 (a chain) to {MAX_WIDTH}")
+
+
+def check_depth(depth: int | None) -> None:
+    """ConfigError for more depths in a tick than the engines serve."""
+    if depth is not None and not 1 <= depth <= MAX_DEPTH:
+        raise ConfigError(f"--depth {depth}: 1 or {MAX_DEPTH} depths of guesses per tick")
 
 
 def _check_sampling(s: Settings) -> None:

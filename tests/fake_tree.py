@@ -6,7 +6,7 @@ from collections.abc import Callable
 from fake_pipeline import FakeRunner, hash_model
 
 from ppsd_cli.core.plan import Bubble, Node, Plan, Prompt, Target
-from ppsd_cli.core.tree import Tree, best_children
+from ppsd_cli.core.tree import CONTINUED, Child, Tree, best_children, best_of_two_depths
 
 SHARES = tuple(-0.5 * (rank + 1) for rank in range(16))
 
@@ -20,9 +20,16 @@ class FakeTree(FakeRunner):
     and never cleared.
     """
 
-    def __init__(self, stages: int, *, lookahead: int = 0, rank: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        stages: int,
+        *,
+        lookahead: int = 0,
+        rank: Callable[[int], int],
+        shares: tuple[float, ...] = SHARES,
+    ) -> None:
         super().__init__(stages, lookahead=lookahead)
-        self.rank, self.tree = rank, Tree()
+        self.rank, self.tree, self.shares = rank, Tree(), shares
         self._flight: deque[tuple[int, list[Node], list[tuple[int, ...]]]] = deque()
         self._views: dict[int, tuple[int, ...]] = {}
         self._first: dict[int, int] = {}
@@ -61,23 +68,61 @@ class FakeTree(FakeRunner):
         if position >= self._request.feed_limit:
             return []
         if due is not None:
-            return [Node(0, position, due[1], 1, drafted=False, final=True)]
-        leaves = self.tree.leaves
-        children = best_children(
-            leaves, [self._guesses(leaf, position) for leaf in leaves], self._request.width
-        )
-        return [
-            Node(0, position, c.token_id, 1, True, True, parent=c.parent.serial, score=c.score)
-            for c in children
-        ]
+            tip = self.tree.tip
+            assert tip is not None
+            root = Child(tip, due[1], 0.0)
+            behind = self._behind([root])[: self._request.width - 1]
+            return self._nodes([root, *behind])
+        leaves = [x for x in self.tree.leaves if x.position + 1 < self._request.feed_limit]
+        offered = [self._guesses(self._text(leaf), leaf.position + 1) for leaf in leaves]
+        first = best_children(leaves, offered, self._request.width)
+        second = self._behind(first[:CONTINUED])
+        return self._nodes(best_of_two_depths(first, second, self._request.width))
 
-    def _guesses(self, leaf: Node, position: int) -> list[tuple[int, float]]:
+    def _behind(self, parents: list[Child]) -> list[Child]:
+        """Guesses of the second depth, best first."""
         assert self._request is not None
-        text = tuple(self._first[slot] for slot in self._views[leaf.serial])
+        if self._request.depth == 1:
+            return []
+        found = []
+        for parent in parents:
+            assert isinstance(parent.parent, Node)
+            if parent.position + 1 < self._request.feed_limit:
+                text = (*self._text(parent.parent), parent.token_id)
+                for token, share in self._guesses(text, parent.position + 1):
+                    found.append(Child(parent, token, parent.score + share))
+        return sorted(found, key=lambda child: -child.score)
+
+    def _nodes(self, children: list[Child]) -> list[Node]:
+        serials = {id(child): self._serial + index for index, child in enumerate(children)}
+        nodes = []
+        for child in children:
+            above = child.parent
+            serial = serials[id(above)] if isinstance(above, Child) else above.serial
+            drafted = above is not self.tree.tip
+            nodes.append(
+                Node(
+                    0,
+                    child.position,
+                    child.token_id,
+                    1,
+                    drafted,
+                    True,
+                    parent=serial if drafted else None,
+                    score=child.score,
+                )  # fmt: skip
+            )
+        return nodes
+
+    def _text(self, node: Node) -> tuple[int, ...]:
+        return tuple(self._first[slot] for slot in self._views[node.serial])
+
+    def _guesses(self, text: tuple[int, ...], position: int) -> list[tuple[int, float]]:
+        assert self._request is not None
         right, rank = hash_model(text), self.rank(position - self._request.prompt_tokens)
         tokens = [right + 1 + step for step in range(16)]
         tokens = [*tokens[:rank], right, *tokens[rank:]][: self._request.width]
-        return list(zip(tokens, SHARES, strict=False))
+        return list(zip(tokens, self.shares, strict=False))
 
     def _feed(self, nodes: list[Node], tokens: list[tuple[int, ...]]) -> tuple[Node, ...]:
         numbered = []
@@ -95,8 +140,8 @@ class FakeTree(FakeRunner):
             numbered.append(made)
         for made, written in zip(numbered, tokens, strict=True):
             self._first |= dict(enumerate(written, made.slot or 0))
-            self.tree.enter(made)
         if numbered:
+            self.tree.enter_level(numbered)
             self._flight.append((self._tick, numbered, tokens))
         self.fed += numbered
         return tuple(numbered)

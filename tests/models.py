@@ -23,6 +23,7 @@ from ppsd_cli.core.schedule import Limits, Schedule
 from ppsd_cli.model.head_files import HeadInfo, write_head
 from ppsd_cli.model.heads import DeepWeights, HeadWeights, MlpWeights, Tap
 from ppsd_cli.model.layers import LayerWeights
+from ppsd_cli.model.second_level import SecondLevel
 from ppsd_cli.model.spec import ModelSpec
 from ppsd_cli.model.spec_reader import read_spec
 from ppsd_cli.model.stage import Output
@@ -157,7 +158,10 @@ def random_tensor(*shape: int, seed: int, scale: float = 0.3) -> Tensor:
 def save_head(
     folder: Path, tiny: Tiny, taps: Sequence[tuple[int, int]], **changes: Any
 ) -> tuple[HeadInfo, HeadWeights]:
-    """A random head with two blocks (or ``kind='mlp'``) on these taps; deep with more than one."""
+    """A random head with two blocks (or ``kind='mlp'``) on these taps; deep with more than one.
+
+    ``depth=2`` gives it a second level.
+    """
     spec, kind = tiny.spec, changes.pop("kind", "deep" if len(taps) > 1 else "block")
     blocks = changes.pop("blocks", 2)
     norm = 1 + random_tensor(spec.hidden, seed=90)
@@ -169,6 +173,7 @@ def save_head(
         blocks=() if kind == "mlp" else tuple(random_layer(spec, i) for i in range(blocks)),
         mlps=tuple(_random_mlp(spec, i) for i in range(blocks)) if kind == "mlp" else (),
         deep=_random_deep(spec, len(taps) - 1) if len(taps) > 1 else None,
+        second=_random_second(spec) if changes.get("depth", 1) > 1 else None,
     )
     fields: dict[str, Any] = {
         "kind": kind,
@@ -219,6 +224,17 @@ def _random_deep(spec: ModelSpec, count: int) -> DeepWeights:
         norms=1 + random_tensor(count, h, seed=3000),
         kv=random_tensor(count, h, kv, seed=3001),
         fuse=random_tensor(count, h, h, seed=3002),
+    )
+
+
+def _random_second(spec: ModelSpec) -> SecondLevel:
+    h = spec.hidden
+    return SecondLevel(
+        state_norm=1 + random_tensor(h, seed=4000),
+        token_norm=1 + random_tensor(h, seed=4001),
+        fuse=random_tensor(2 * h, h, seed=4002),
+        layer=random_layer(spec, 40),
+        norm=1 + random_tensor(h, seed=4003),
     )
 
 
@@ -317,7 +333,7 @@ def answer(
     """Decode one answer.
 
     Options: sampling, eos, context, chunk (as the runner's), keep_logits, draft_length, width,
-    tree_scale, ranks (of the forced guesses in a tree), rank_scores.
+    depth, tree_scale, ranks (of the forced guesses in a tree), rank_scores.
     """
     limits = Limits(count, options.get("context", CONTEXT), frozenset(options.get("eos", ())))
     request = Request(
@@ -332,6 +348,7 @@ def answer(
         tree_scale=options.get("tree_scale", 1.0),
         forced_ranks=options.get("ranks"),
         rank_scores=options.get("rank_scores", ()),
+        depth=options.get("depth", 1),
     )
     schedule = Schedule(
         tuple(prompt),

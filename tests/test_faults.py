@@ -548,8 +548,8 @@ def branches_see_each_other(patch: Patch) -> None:
 
 
 def node_sees_its_siblings_parent(patch: Patch) -> None:
-    def enter(self, position, slots, parents):
-        return _branch_enter(self, position, slots, parents[:1] * len(parents))
+    def enter(self, slots, parents):
+        return _branch_enter(self, slots, parents[:1] * len(parents))
 
     patch.setattr(Branches, "enter", enter)
 

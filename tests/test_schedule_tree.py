@@ -32,23 +32,24 @@ RANKS = {
 }
 
 
-def make_schedule(stages, prompt=PROMPT, *, limits, width, chunk=4):
+def make_schedule(stages, prompt=PROMPT, *, limits, width, chunk=4, depth=1):
     request = Request(
         Sampling(),
         drafting=True,
         feed_limit=limits.feed_limit(len(prompt)),
         prompt_tokens=len(prompt),
         width=width,
+        depth=depth,
     )
     return Schedule(prompt, stages=stages, chunk=chunk, request=request, limits=limits)
 
 
-def run(pipeline, prompt=PROMPT, *, limits, width, chunk=4):
-    schedule = make_schedule(pipeline.stages, prompt, limits=limits, width=width, chunk=chunk)
+def run(pipeline, prompt=PROMPT, *, limits, width, **options):
+    schedule = make_schedule(pipeline.stages, prompt, limits=limits, width=width, **options)
     return list(decode(pipeline, schedule))
 
 
-def check_tree(events, prompt, limits, *, stages, width):
+def check_tree(events, prompt, limits, *, stages, width, depth=1):
     """Everything that one complete answer must satisfy."""
     commits = [e for e in events if isinstance(e, Committed)]
     tokens, reason = expected(prompt, limits)
@@ -59,16 +60,20 @@ def check_tree(events, prompt, limits, *, stages, width):
     for tick in {e.tick for e in fed}:
         level = [e for e in fed if e.tick == tick]
         assert len(level) <= width
-        assert len({e.position for e in level}) == 1, "a level has one position"
+        serials = {e.serial for e in level}
+        behind = [e for e in level if e.parent in serials or (not level[0].drafted and e.drafted)]
+        assert not behind or depth == 2, "a level has one depth"
+        assert not {e.serial for e in behind} & {e.parent for e in level}, "or two"
         assert len({(e.parent, e.token_id) for e in level}) == len(level), "no node twice"
-        assert len(level) == 1 or all(e.drafted for e in level)
+        assert all(e.drafted for e in level[1:])
+        assert depth == 2 or len(level) == 1 or level[0].drafted
     longest = min(len(prompt) + limits.max_new_tokens, limits.context)
     assert max((e.position for e in fed), default=0) < longest - 1
     for before, after in pairwise(commits):
         if before.outcome is not Outcome.ACCEPTED:
             assert after.tick - before.tick == stages, "n ticks after a flush"
         else:
-            assert 1 <= after.tick - before.tick <= stages
+            assert 2 - depth <= after.tick - before.tick <= stages
     check_void(events, commits)
 
 
@@ -112,6 +117,36 @@ def test_answers_over_stages_widths_and_ranks(stages, width, pattern):
                 sole = Outcome.ACCEPTED if pattern == "best" else Outcome.CORRECTED
                 assert sole in outcomes
                 assert {Outcome.ACCEPTED, Outcome.CORRECTED} - outcomes
+
+
+@pytest.mark.parametrize("width", [2, 5, 8])
+@pytest.mark.parametrize("stages", [1, 2, 3, 5])
+@pytest.mark.parametrize("pattern", RANKS)
+def test_two_depths_a_tick(stages, width, pattern):
+    for lookahead in (0, 2):
+        pipeline = FakeTree(stages, lookahead=lookahead, rank=RANKS[pattern])
+        for length, count in ((7, 20), (1, 9), (4, 1), (8, 2), (13, 15)):
+            prompt = tuple((i * i + length) % VOCABULARY for i in range(length))
+            limits = Limits(count, 64)
+            events = run(pipeline, prompt, limits=limits, width=width, depth=2)
+            check_tree(events, prompt, limits, stages=stages, width=width, depth=2)
+            assert pipeline.pending == 0
+
+
+@pytest.mark.parametrize("stages", [2, 3, 5])
+def test_two_depths_commit_two_tokens_a_tick(stages):
+    """Always right: after the first token a tick brings two, where one depth brings one."""
+    limits, ticks = Limits(41, 128), []
+    for depth in (1, 2):
+        pipeline = FakeTree(stages, rank=RANKS["best"], shares=(-0.1, -4.0, -8.0))
+        commits = [
+            e
+            for e in run(pipeline, limits=limits, width=2, depth=depth)
+            if isinstance(e, Committed)
+        ]
+        ticks.append(commits[-1].tick - commits[1].tick)
+    assert ticks[0] == 39
+    assert ticks[1] in (19, 20)
 
 
 def test_a_tree_catches_what_flushes_a_chain():

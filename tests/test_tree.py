@@ -175,7 +175,8 @@ class Forest:
         for (parent, token, score, text), slot in zip(
             entering, self.tree.slots.lowest(len(entering)), strict=True
         ):
-            level.append(self.enter(parent, token, score, text, slot))
+            level.append(self.make(parent, token, score, text, slot))
+        self.tree.enter_level(level)
         self.levels.append(level)
 
     def best_by_brute_force(self):
@@ -194,7 +195,7 @@ class Forest:
             : self.width
         ]
 
-    def enter(self, parent, token, score, text, slot):
+    def make(self, parent, token, score, text, slot):
         taken = {self.slots[s] for s in self.expected_live()} | set(self.committed_slots())
         assert slot == min(set(range(len(taken) + 1)) - taken), "the lowest free slot"
         made = Node(
@@ -202,7 +203,6 @@ class Forest:
             parent=parent, slot=slot, score=score,
         )  # fmt: skip
         assert self.tree.end_of_parent(made) == made.position or not self.nodes
-        self.tree.enter(made)
         self.texts[self.serial], self.nodes[self.serial] = text, made
         self.scores[self.serial], self.slots[self.serial] = score, slot
         self.serial += 1

@@ -36,12 +36,11 @@ from torch import Tensor
 from ppsd_cli.assets import resolve_model
 from ppsd_cli.assets.tokenizer import load_tokenizer
 from ppsd_cli.core.choose import best_tokens
-from ppsd_cli.model.heads import HeadWeights, MlpWeights, gated_mlp
+from ppsd_cli.model.heads import HeadWeights, MlpWeights
 from ppsd_cli.model.lagged_attention import lagged_attention
 from ppsd_cli.model.layers import LayerWeights, Shape, rms_norm
 from ppsd_cli.model.one_pass import (
     Backbone,
-    Pieces,
     backbone_states,
     causal_attention,
     compiled,
@@ -126,7 +125,7 @@ def start(head: str, kind: str, weights: HeadWeights, backbone: Backbone) -> Con
 
 
 def second(one: Continuation, given: Given, work: Work, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """States [B, T, H] before the norm: at position p from the head's state at p - 1 and token p."""
+    """States [B, T, H] before the norm: at p from the head's state at p - 1 and token p."""
     dtype, eps = work.backbone.dtype, work.backbone.spec.rms_eps
     w = {name: t.to(dtype) for name, t in one.masters.items()}
     before = shift(given.state, 1)
@@ -260,7 +259,7 @@ def score(work: Work, parts: Sequence[Continuation], samples: list[Sample]) -> d
         total += batch.count
         for name, head, states, best in levels(work, parts, batch):
             for rows, right in zip(states.split(4096), best.split(4096), strict=True):
-                ranks = target_ranks(rows @ head.output.lm_matrix, right, head)
+                ranks = target_ranks(rows @ head.output.lm_matrix, right, head.output)
                 hits = (ranks[:, None] < tops).sum(dim=0).cpu()
                 counts[name] = counts.get(name, torch.zeros(len(TOP))) + hits
     figures = {
@@ -336,7 +335,9 @@ def main() -> int:
         for name, head in setup.heads.items()
         for kind in KINDS
     ]
-    train(work, parts, Batches(rest, BatchSettings(options.batch_tokens, 0, chunk)), options.limit_s)
+    train(
+        work, parts, Batches(rest, BatchSettings(options.batch_tokens, 0, chunk)), options.limit_s
+    )
     options.output.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"training_tokens": sum(len(s.ids) for s in rest), "tasks": {}}
     report["tasks"]["held out"] = score(work, parts, kept)

@@ -125,6 +125,7 @@ def _answer(
             plan.decoder != "ar",
             draft_length=plan.draft_length,
             width=plan.config.width,
+            depth=plan.config.depth,
             tree_scale=settings.tree_scale or DEFAULT_TREE_SCALE,
         ),
     )

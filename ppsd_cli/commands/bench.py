@@ -57,6 +57,7 @@ def bench(  # noqa: PLR0913 (one parameter a flag)
             help="Also ppsd as a tree of these widths, such as 2,4. Default: the profile's.",
         ),
     ] = None,
+    depth: options.Depth = None,
     draft_length: Annotated[int | None, options.draft_length("the fastest")] = None,
     repetitions: Annotated[
         int, typer.Option("--repetitions", "-r", rich_help_panel=_HOW, help="Of every prompt.")
@@ -143,6 +144,7 @@ def bench(  # noqa: PLR0913 (one parameter a flag)
         devices=None if devices is None else parse_devices(devices),
         head=head,
         draft_vocab=draft_vocab,
+        depth=depth,
         dtype=dtype,
         context=context,
         threads=threads,

@@ -175,6 +175,7 @@ def _shapes(choice: ModelChoice, flags: Settings, plan: Plan) -> Shapes:
     plain = replace(
         chain,
         width=1,
+        depth=1,
         split=(layers,),
         devices=chain.devices[:1],
         head=None,
@@ -202,7 +203,7 @@ def _thread_counts(flags: Settings, preferred: int) -> tuple[int, ...]:
 
 def _burst_shapes(choice: ModelChoice, plan: Plan) -> tuple[Shape, ...]:
     """EESD's two stages on one device: with the given head, and with a plain block head."""
-    chain = replace(plan.config, width=1)
+    chain = replace(plan.config, width=1, depth=1)
     split = (chain.split[0], sum(chain.split[1:]))
     config = replace(chain, split=split, devices=chain.devices[:1] * 2)
     shapes = [Shape(config, False, plan.head_name)]
@@ -247,6 +248,7 @@ def _settings(
         "decoders": ",".join(wish.decoders),
         "acceptance": _acceptance(wish) or "the head's own",
         "width": ",".join(map(str, (1, *wish.widths))),
+        "depth": str(config.depth),
         "draft_length": str(wish.draft_length or "best"),
         "max_new_tokens": str(course.limits.max_new_tokens),
         "ignore_eos": str(options.ignore_eos).lower(),

@@ -33,6 +33,7 @@ def follow(flags: Settings, profile: Profile) -> Settings:
             threads=None,
             head=None,
             width=None,
+            depth=None,
         )
     return replace(flags, decoder=wanted).over(base)
 

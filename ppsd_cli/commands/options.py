@@ -105,6 +105,14 @@ Width = Annotated[
         help="Guesses that enter per tick: 1 is a chain (the default), up to 16 a tree.",
     ),
 ]
+Depth = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=_PIPE,
+        help="Depths of a tree that enter per tick: 1 (the default), or 2 with a head that was "
+        "trained with --depth 2 (CPUs only).",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(rich_help_panel=_PIPE, help="Threads of each stage. Default: its share."),

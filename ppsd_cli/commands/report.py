@@ -40,6 +40,7 @@ def answer_report(
         "devices": list(config.devices),
         "dtype": config.dtype,
         "width": config.width,
+        "depth": config.depth,
         "head": plan.head_name,
         "draft_length": plan.draft_length or None,
         "ticks": stats.ticks,

@@ -162,7 +162,13 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
     info = describe_head(head)
     split = _split(settings, spec, info, decoder=decoder, head=head)
     if info is not None:
-        check_fit(info, model_hash=files.model_hash, hidden=spec.hidden, split=split)
+        check_fit(
+            info,
+            model_hash=files.model_hash,
+            hidden=spec.hidden,
+            split=split,
+            depth=_depth_of(settings, decoder),
+        )
         if settings.draft_vocab is not None:
             raise ConfigError("--draft-vocab is for a raw exit; a trained head brings its own")
     if settings.draft_vocab is not None and settings.draft_vocab > spec.vocabulary:
@@ -183,7 +189,9 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
         draft_vocab=settings.draft_vocab,
         threads=settings.threads or default_threads(len(split)),
         width=(settings.width or 1) if decoder == "ppsd" else 1,
+        depth=_depth_of(settings, decoder),
     )
+    _check_depth(config, info)
     draft_length = (settings.draft_length or DEFAULT_DRAFT_LENGTH) if decoder == "eesd" else 0
     check_engine(config, draft_length=draft_length)
     reason = reason or profile_reason(flags, profile, decoder)
@@ -218,6 +226,10 @@ def _refuse_drafting(flags: Settings, decoder: str) -> None:
         raise ConfigError(
             f"--width {flags.width} is for --decoder ppsd, and this run's is {decoder}; change one"
         )
+    if decoder != "ppsd" and (flags.depth or 1) > 1:
+        raise ConfigError(
+            f"--depth {flags.depth} is for --decoder ppsd, and this run's is {decoder}; change one"
+        )
     if decoder != "eesd" and flags.draft_length is not None:
         raise ConfigError(
             f"--draft-length is for --decoder eesd, and this run's is {decoder}; change one"
@@ -227,6 +239,25 @@ def _refuse_drafting(flags: Settings, decoder: str) -> None:
     for name, value in (("--head", flags.head), ("--draft-vocab", flags.draft_vocab)):
         if value is not None:
             raise ConfigError(f"{name} and --decoder ar: plain decoding does not draft; drop one")
+
+
+def _depth_of(settings: Settings, decoder: str) -> int:
+    """Depths of guesses per tick; only PPSD's trees have more than one."""
+    return (settings.depth or 1) if decoder == "ppsd" else 1
+
+
+def _check_depth(config: PipelineConfig, info: HeadInfo | None) -> None:
+    """Two depths need a tree to hold them, and a head that goes on from its own state."""
+    if config.depth == 1:
+        return
+    if config.width == 1:
+        raise ConfigError(f"--depth {config.depth} needs a tree; add --width, such as 4")
+    if info is None or info.depth < config.depth:
+        name = RAW_EXIT if info is None else Path(str(config.head)).name
+        raise ConfigError(
+            f"--depth {config.depth}: the head {name} guesses one depth per tick; "
+            f"train one with `ppsd train-head --depth {config.depth}`"
+        )
 
 
 def _decoder(settings: Settings, head: str | None) -> tuple[str, str | None]:

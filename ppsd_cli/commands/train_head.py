@@ -16,6 +16,7 @@ from ppsd_cli.commands import options
 if TYPE_CHECKING:
     import torch
 
+    from ppsd_cli.tasks.evaluate import Acceptance
     from ppsd_cli.tasks.head_plan import HeadWish
 
 
@@ -45,6 +46,13 @@ def train_head(  # noqa: PLR0913
     ] = None,
     kind: Annotated[str, typer.Option(help="Kind of head: mlp, block or deep.")] = "deep",
     blocks: Annotated[int, typer.Option(help="Decoder layers (or MLPs) of the head.")] = 2,
+    depth: Annotated[
+        int,
+        typer.Option(
+            help="Depths of guesses per tick that the head is for: 2 adds a second level, which "
+            "goes on from the head's own state."
+        ),
+    ] = 1,
     draft_vocab: Annotated[
         int | None,
         typer.Option("--draft-vocab", help="Draft only the N most frequent answer tokens."),
@@ -138,7 +146,7 @@ def train_head(  # noqa: PLR0913
     )
     from ppsd_cli.tasks.head_plan import HeadWish
 
-    base = HeadWish(kind=kind, blocks=blocks, vocab=draft_vocab, lr=lr)
+    base = HeadWish(kind=kind, blocks=blocks, vocab=draft_vocab, lr=lr, depth=depth)
     wishes = _wishes(base, exit_layer, (stages, split), spec)
     import torch
 
@@ -193,10 +201,9 @@ def train_head(  # noqa: PLR0913
     with contextlib.closing(bars), Signals(raising=False) as signals:
         result = train_heads(run, bars=bars, stop=lambda: signals.number is not None)
     for folder, score in zip(result.folders, result.scores, strict=False):
-        tops = " ".join(
-            f"top-{k} {v:.3f}" for k, v in zip((1, 2, 4, 8), score.whole.top, strict=True)
-        )
-        typer.echo(f"{folder}: held-out acceptance {tops}")
+        typer.echo(f"{folder}: held-out acceptance {_tops(score.whole)}")
+        if score.second is not None:
+            typer.echo(f"{folder}: second level {_tops(score.second)}")
         bars.say(
             f"use it: ppsd generate --model {shlex.quote(model or files.name)} --head {folder}"
         )
@@ -207,6 +214,11 @@ def train_head(  # noqa: PLR0913
             else "stopped while writing text; the same command goes on after its last whole round"
         )
         raise typer.Exit(128 + (signals.number or signal.SIGTERM))
+
+
+def _tops(acceptance: "Acceptance") -> str:
+    pairs = zip((1, 2, 4, 8), acceptance.top, strict=True)
+    return " ".join(f"top-{k} {share:.3f}" for k, share in pairs)
 
 
 def _check_numbers(

@@ -37,7 +37,8 @@ class Request:
     head's output (the head still runs): drafts of a chosen quality for measurements and tests.
     ``keep_logits``: targets and drafts carry their logits.
     ``width``: guesses that enter per tick as a tree; 1 is the chain. ``tree_scale`` multiplies
-    draft logits before they become the log shares by which a tree ranks its branches.
+    draft logits before they become the log shares by which a tree ranks its branches. ``depth`` 2:
+    a level may hold guesses behind guesses of the same tick.
     ``forced_ranks``: where in a tree the forced guess stands among its siblings, by position: 0 is
     the best one, ``width`` or more means that it is not among them; None is always 0. Then
     ``rank_scores`` [width] are the log shares of all siblings, in place of the head's.
@@ -54,6 +55,7 @@ class Request:
     tree_scale: float = 1.0
     forced_ranks: tuple[int, ...] | None = None
     rank_scores: tuple[float, ...] = ()
+    depth: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,12 @@ final. If stage 0 had fed the same token behind the node that was verified, the 
 and all others are void; if not, everything in flight is void and the token enters next. A runner
 uses this class to decide; the schedule uses it to follow what was decided.
 
-Nodes enter level by level: those of one tick share a position. What is live is at most ``stages``
-levels of ``width`` nodes, each with a parent in an earlier level, so that the whole state fits in
-integer arrays of fixed size.
+Nodes enter level by level, one a tick. Those of a level share a position, or with depth 2 some are
+children of others of their level. What is live is at most ``stages`` levels of ``width`` nodes, so
+that the whole state fits in integer arrays of fixed size.
 """
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,12 @@ from ppsd_cli.core.slots import Slots
 
 MAX_WIDTH = 16
 """Nodes of one level at most."""
+
+MAX_DEPTH = 2
+"""Depths of guesses that may enter in one tick."""
+
+CONTINUED = 4
+"""Guesses of a level, the best ones, behind which a second depth is drafted."""
 
 
 def accepts(fed: Any, target: Any) -> Any:
@@ -45,11 +52,26 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A guess that may enter: ``score`` is the sum of log shares along its path."""
+    """A guess that may enter: ``score`` is the sum of log shares along its path.
 
-    parent: Node
+    ``parent``: the node that it stands on, or a guess that enters with it (depth 2).
+    """
+
+    parent: "Node | Child"
     token_id: int
     score: float
+
+    @property
+    def node(self) -> Node:
+        """The node that a guess of the first depth stands on."""
+        assert isinstance(self.parent, Node)
+        return self.parent
+
+    @property
+    def position(self) -> int:
+        """Where it stands in the text."""
+        above = self.parent
+        return above.position + (above.tokens if isinstance(above, Node) else 1)
 
 
 class Tree:
@@ -60,6 +82,7 @@ class Tree:
         self._due: tuple[int, int] | None = None
         self._tip: Node | None = None
         self._slots = Slots()
+        self._levels: list[int] = []
 
     @property
     def due(self) -> tuple[int, int] | None:
@@ -77,10 +100,20 @@ class Tree:
         return self._tip
 
     @property
+    def level(self) -> tuple[Node, ...]:
+        """The live nodes of the newest level that has any, in their order; one in a chain."""
+        if not self._live:
+            return ()
+        index = bisect_right(self._levels, self._live[-1].serial) - 1
+        first = self._levels[index] if index >= 0 else 0
+        return tuple(node for node in self._live if node.serial >= first)
+
+    @property
     def leaves(self) -> tuple[Node, ...]:
-        """The live nodes of the deepest level, in the order of entry; one in a chain."""
-        deepest = max((node.position for node in self._live), default=0)
-        return tuple(node for node in self._live if node.position == deepest)
+        """Those of ``level`` that have no children in it: all, where a tick is one depth."""
+        level = self.level
+        parents = {node.parent for node in level}
+        return tuple(node for node in level if node.serial not in parents)
 
     @property
     def newest(self) -> Node | None:
@@ -97,6 +130,13 @@ class Tree:
         self._live.clear()
         self._due, self._tip = None, None
         self._slots.clear()
+        self._levels.clear()
+
+    def enter_level(self, nodes: Sequence[Node]) -> None:
+        """What entered stage 0 in one tick, parents before their children."""
+        self._levels.append(nodes[0].serial)
+        for node in nodes:
+            self.enter(node)
 
     def enter(self, node: Node) -> None:
         """A node entered stage 0 and takes the lowest free slot.
@@ -189,3 +229,12 @@ def best_children(
         if share > float("-inf")
     ]
     return sorted(children, key=lambda child: -child.score)[:width]
+
+
+def best_of_two_depths(first: Sequence[Child], second: Sequence[Child], width: int) -> list[Child]:
+    """The ``width`` best of guesses, best first, and of guesses behind them: the former first.
+
+    A guess never scores higher than the one that it stands on, so none enters without it.
+    """
+    chosen = sorted((*first, *second), key=lambda child: -child.score)[:width]
+    return sorted(chosen, key=lambda child: isinstance(child.parent, Child))

@@ -86,15 +86,15 @@ class TreeSimulation:
             entering = [self._node(position, tree.due[1], None, 0.0, true=True)]
         else:
             entering = self._guesses()
-        for node in entering:
-            tree.enter(node)
+        if entering:
+            tree.enter_level(entering)
         return entering
 
     def _guesses(self) -> list[Node]:
         leaves = self._tree.leaves
         offered = [self._offer(leaf) for leaf in leaves]
         best = best_children(leaves, offered, self._width)
-        return [self._child(child.parent, child.token_id, child.score) for child in best]
+        return [self._child(child.node, child.token_id, child.score) for child in best]
 
     def _child(self, parent: Node, token: int, score: float) -> Node:
         position = parent.position + 1

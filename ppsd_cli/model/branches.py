@@ -41,17 +41,21 @@ class Branches:
         seen[:end] = True
         self._add_level({end - 1: (seen, end)})
 
-    def enter(self, position: int, slots: Sequence[int], parents: Sequence[int]) -> Rows:
-        """A level of nodes for ``position``, each in its slot behind the node in ``parents``."""
-        level = {}
+    def enter(self, slots: Sequence[int], parents: Sequence[int]) -> Rows:
+        """A level of nodes, each in its slot behind the node in its place of ``parents``.
+
+        A parent may be of the same level; it comes before its children.
+        """
+        level: dict[int, tuple[Tensor, int]] = {}
         for slot, parent in zip(slots, parents, strict=True):
-            assert parent in self._views, "a node stands on one that is long void"
-            seen, end = self._views[parent]
+            view = level.get(parent) or self._views.get(parent)
+            assert view is not None, "a node stands on one that is long void"
+            seen, end = view
             seen = seen.clone()
             seen[slot] = True
             level[slot] = seen, max(end, slot + 1)
             self._parents[slot] = parent
-        self._positions[list(slots)] = position
+            self._positions[slot] = self._positions[parent] + 1
         self._add_level(level)
         return self.rows(slots)
 

@@ -13,6 +13,7 @@ from ppsd_cli.files import make_folder, replace_bytes
 from ppsd_cli.model.heads import DeepWeights, HeadWeights, MlpWeights, Tap
 from ppsd_cli.model.layers import LayerWeights
 from ppsd_cli.model.load import Loader
+from ppsd_cli.model.second_level import SecondLevel
 from ppsd_cli.model.stage import Output
 from ppsd_cli.model.weights import Checkpoint, save_tensors
 
@@ -22,7 +23,10 @@ KINDS = ("raw", "mlp", "block", "deep")
 
 @dataclass(frozen=True, slots=True)
 class HeadInfo:
-    """What a head file says of itself. ``training`` is free-form: settings and figures."""
+    """What a head file says of itself. ``training`` is free-form: settings and figures.
+
+    ``depth``: depths of guesses that may enter in one tick; 2 with a second level.
+    """
 
     kind: str
     model_hash: str
@@ -33,6 +37,7 @@ class HeadInfo:
     draft_vocabulary: int | None
     stages: int
     training: dict[str, Any]
+    depth: int = 1
 
     @property
     def exit_layer(self) -> int:
@@ -61,6 +66,7 @@ def read_info(folder: Path) -> HeadInfo:
             draft_vocabulary=None if vocabulary is None else _typed(data, "draft_vocabulary", int),
             stages=_typed(data, "stages", int),
             training=_typed({"training": {}} | data, "training", dict),
+            depth=_typed({"depth": 1} | data, "depth", int),
         )
     except FileNotFoundError as error:
         raise AssetError(f"{path}: no such head (train one with `ppsd train-head`)") from error
@@ -91,6 +97,10 @@ def _check_info(info: HeadInfo, path: Path) -> None:
     if min(depths) < 1 or depths != sorted(depths):
         raise AssetError(f"{path}: tap depths {depths} must be 1 or more and not fall")
     deep = info.kind == "deep"
+    if info.depth not in (1, 2) or (info.depth == 2 and not _may_continue(info)):
+        raise AssetError(
+            f"{path}: a {info.kind} head with {info.blocks} blocks cannot have depth {info.depth}"
+        )
     blocks = 1 if info.kind == "raw" else info.blocks
     if deep != (len(lags) > 1) or blocks < 1 or info.draft_vocabulary == 0:
         raise AssetError(
@@ -99,8 +109,18 @@ def _check_info(info: HeadInfo, path: Path) -> None:
         )
 
 
-def check_fit(info: HeadInfo, *, model_hash: str, hidden: int, split: tuple[int, ...]) -> None:
-    """Raise AssetError, with both values, where a head does not fit the model or the split."""
+def _may_continue(info: HeadInfo) -> bool:
+    """Whether there is a last block whose cache holds the keys of exit states."""
+    return info.kind == "block" or (info.kind == "deep" and info.blocks > 1)
+
+
+def check_fit(
+    info: HeadInfo, *, model_hash: str, hidden: int, split: tuple[int, ...], depth: int = 1
+) -> None:
+    """Raise AssetError, with both values, where a head does not fit the model or the split.
+
+    ``depth``: depths of guesses that enter in one tick.
+    """
     if info.model_hash != model_hash:
         raise AssetError(
             f"the head was trained for {info.model_name} ({_short(info.model_hash)}), "
@@ -113,18 +133,22 @@ def check_fit(info: HeadInfo, *, model_hash: str, hidden: int, split: tuple[int,
             f"the head drafts from layer {info.exit_layer}, the exit layer is {split[0]}; "
             f"use --exit-layer {info.exit_layer}"
         )
-    tap = late_tap(info.taps, split)
+    tap = late_tap(info.taps, split, depth=depth)
     if tap is not None:
         raise AssetError(
             f"the head reads layer {tap.depth} at lag {tap.lag}, where the split "
-            f"{','.join(map(str, split))} has run only {sum(split[: tap.lag + 1])} layers; "
-            f"use the head's {info.stages} stages or train one for this split"
+            f"{','.join(map(str, split))} has run only {sum(split[: tap.lag // depth + 1])} layers"
+            f"{'' if depth == 1 else f' at depth {depth}'}; use the head's {info.stages} stages "
+            "or train one for this split"
         )
 
 
-def late_tap(taps: tuple[Tap, ...], split: tuple[int, ...]) -> Tap | None:
-    """The first tap whose layer the split has not run by its lag; None where all are in time."""
-    return next((tap for tap in taps if tap.depth > sum(split[: tap.lag + 1])), None)
+def late_tap(taps: tuple[Tap, ...], split: tuple[int, ...], *, depth: int = 1) -> Tap | None:
+    """The first tap whose layer the split has not run by its lag; None where all are in time.
+
+    ``depth``: depths of guesses that enter in one tick, so that as many lags share a stage.
+    """
+    return next((tap for tap in taps if tap.depth > sum(split[: tap.lag // depth + 1])), None)
 
 
 def _short(model_hash: str) -> str:
@@ -154,7 +178,8 @@ def read_head(folder: Path, info: HeadInfo, loader: Loader, lm_matrix: Tensor) -
     if info.draft_vocabulary is not None:
         token_ids = reader.token_ids(info.draft_vocabulary, spec.vocabulary)
     output = reduce_output(reader.get("norm", h), lm_matrix, spec.rms_eps, token_ids)
-    return HeadWeights(info.taps, output, blocks, mlps, deep)
+    second = reader.second(h) if info.depth > 1 else None
+    return HeadWeights(info.taps, output, blocks, mlps, deep, second)
 
 
 class _Reader:
@@ -194,6 +219,16 @@ class _Reader:
         present = {k: v for k, v in optional.items() if self._file.has(at + k)}
         return LayerWeights(
             **{name: self.get(at + name, *shape) for name, shape in (needed | present).items()}
+        )
+
+    def second(self, hidden: int) -> SecondLevel:
+        """How the head goes on from its own state."""
+        return SecondLevel(
+            state_norm=self.get("second.state_norm", hidden),
+            token_norm=self.get("second.token_norm", hidden),
+            fuse=self.get("second.fuse", 2 * hidden, hidden),
+            layer=self.block("second.layer."),
+            norm=self.get("second.norm", hidden),
         )
 
     def mlp(self, at: str) -> MlpWeights:
@@ -238,6 +273,8 @@ def write_head(folder: Path, info: HeadInfo, weights: HeadWeights) -> None:
         tensors |= {f"mlps.{i}.{f}": getattr(mlp, f) for f in ("norm", "gate_up", "down")}
     if weights.deep is not None:
         tensors |= {f"deep.{f}": getattr(weights.deep, f) for f in ("norms", "kv", "fuse")}
+    if weights.second is not None:
+        tensors |= {f"second.{name}": t for name, t in weights.second.tensors().items()}
     packed = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
     make_folder(folder)
     save_tensors(folder / "head.safetensors", packed, {"format": "ppsd-head"})
@@ -251,6 +288,7 @@ def write_head(folder: Path, info: HeadInfo, weights: HeadWeights) -> None:
         "blocks": info.blocks,
         "draft_vocabulary": info.draft_vocabulary,
         "stages": info.stages,
+        **({"depth": info.depth} if info.depth > 1 else {}),
         "training": info.training,
     }
     replace_bytes(folder / "head.json", (json.dumps(description, indent=2) + "\n").encode())

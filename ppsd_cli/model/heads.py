@@ -16,7 +16,7 @@ V' draft vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -102,6 +102,8 @@ class DraftHead:
         )
         """Tapped states [K, ring + 1, H] by slot modulo the ring; nothing reads the last place."""
         self._states = self.rings[:, :ring]
+        rows = slots if weights.second is not None else 0
+        self._own = torch.zeros(rows, spec.hidden, dtype=norm.dtype, device=norm.device)
         needed = slots if weights.blocks else 0
         cos, sin = rope_tables(spec, needed)
         self._cos = cos.to(norm.device, norm.dtype)
@@ -166,6 +168,21 @@ class DraftHead:
         """Logits [W, V'] of the tokens behind nodes of a tree, each with its own ancestors."""
         return self.weights.output.logits(self._run(rows))
 
+    def second_logits(self, parents: Rows, tokens: Tensor) -> Tensor:
+        """Logits [R, V'] of the tokens behind tokens that stand on ``parents``.
+
+        ``parents``: nodes that the head has run on; ``tokens`` [R, H]: embeddings of the tokens.
+        """
+        second, cache = self.weights.second, self._caches[-1]
+        assert second is not None, "a head of one depth"
+        before, tokens = self._own[parents.slots], tokens.to(self._own)
+        x = second.join(before, tokens, self._shape.rms_eps)
+        q, k, v = project(x, second.layer, self._shape, *self._tables(parents.positions + 1))
+        attended = attend_beside(q, cache, parents, k, v)
+        x = finish(x, attended, second.layer, self._shape)
+        output: Output = replace(self.weights.output, norm=second.norm)
+        return output.logits(x)
+
     def _run(self, rows: Rows) -> Tensor:
         """States [W, H] before the output norm."""
         hidden = self._tapped(0, rows.slots)
@@ -175,6 +192,8 @@ class DraftHead:
             lagged = index == 0 and len(self.taps) > 1
             step = self._lagged_block if lagged else self._block
             hidden = step(hidden, block, self._caches[index], rows)
+        if self.weights.second is not None:
+            self._own[rows.slots] = hidden
         return hidden
 
     def _tapped(self, index: int, slots: Tensor) -> Tensor:
@@ -280,6 +299,25 @@ def attend_lagged(
     out = torch.einsum("wmgt,mtd->wmgd", weights[..., :far], values)
     out = out + torch.einsum("wmgl,wlmd->wmgd", weights[..., far:], near_v)
     return out.reshape(w, n * d)
+
+
+def attend_beside(q: Tensor, cache: LayerCache, rows: Rows, own_k: Tensor, own_v: Tensor) -> Tensor:
+    """Attention [R, N * D] of q [R, N, D] over what ``rows`` see and each row's own key.
+
+    ``own_k``, ``own_v`` [R, M, D] are in no cache.
+    """
+    r, n, d = q.shape
+    m, seen = own_k.shape[1], rows.tree_mask
+    assert seen is not None
+    grouped = q.reshape(r, m, n // m, d)
+    keys, values = cache.keys[:, : rows.length], cache.values[:, : rows.length]
+    far = torch.einsum("rmgd,mtd->rmgt", grouped, keys)
+    far = far.masked_fill(~seen[:, None, None], -torch.inf)
+    own = torch.einsum("rmgd,rmd->rmg", grouped, own_k)[..., None]
+    weights = (torch.cat([far, own], dim=-1) * d**-0.5).softmax(dim=-1)
+    out: Tensor = torch.einsum("rmgt,mtd->rmgd", weights[..., :-1], values)
+    out = out + weights[..., -1:] * own_v[:, :, None]
+    return out.reshape(r, n * d)
 
 
 def _hidden_far(rows: Rows, lags: int) -> Tensor:

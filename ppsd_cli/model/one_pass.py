@@ -21,6 +21,7 @@ from ppsd_cli.model.lagged_attention import lagged_attention
 from ppsd_cli.model.layers import LayerWeights, Shape, finish, project, rms_norm
 from ppsd_cli.model.load import Loader
 from ppsd_cli.model.rope import rope_tables
+from ppsd_cli.model.second_level import SecondLevel
 from ppsd_cli.model.spec import ModelSpec
 from ppsd_cli.model.stage import Output
 
@@ -126,6 +127,21 @@ def backbone_states(
     return states
 
 
+@dataclass(frozen=True, slots=True)
+class HeadStates:
+    """A head on whole texts: states [B, T, H] before its output norm, and where its last block
+    sees exit states the keys and values [B, T, M, D] of that block."""
+
+    state: Tensor
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+    def detached(self) -> "HeadStates":
+        """The same without gradients."""
+        parts = (None if t is None else t.detach() for t in (self.state, self.keys, self.values))
+        return HeadStates(*parts)  # type: ignore[arg-type]
+
+
 def head_one_pass(
     weights: HeadWeights,
     taps: Sequence[Tensor],
@@ -133,7 +149,18 @@ def head_one_pass(
     tables: tuple[Tensor, Tensor],
     pieces: Pieces = PLAIN,
 ) -> Tensor:
-    """States [B, T, H] before the head's output norm, for every position; differentiable.
+    """States [B, T, H] before the head's output norm; see ``head_states``."""
+    return head_states(weights, taps, shape, tables, pieces).state
+
+
+def head_states(
+    weights: HeadWeights,
+    taps: Sequence[Tensor],
+    shape: Shape,
+    tables: tuple[Tensor, Tensor],
+    pieces: Pieces = PLAIN,
+) -> HeadStates:
+    """What a head makes of every position; differentiable.
 
     ``taps``: for each of the head's K taps the states [B, T, H] at its depth, unshifted.
     """
@@ -141,6 +168,7 @@ def head_one_pass(
     length = taps[0].shape[1]
     tables = (tables[0][:length], tables[1][:length])
     hidden = taps[0]
+    k = v = None
     for mlp in weights.mlps:
         hidden = pieces.gated_mlp(hidden, mlp, shape.rms_eps)
     for index, block in enumerate(weights.blocks):
@@ -149,7 +177,38 @@ def head_one_pass(
             continue
         q, k, v = pieces.project(hidden, block, shape, *tables)
         hidden = pieces.finish(hidden, causal_attention(q, k, v, None), block, shape)
-    return hidden
+    return HeadStates(hidden, k, v)
+
+
+def second_one_pass(
+    second: SecondLevel,
+    head: HeadStates,
+    tokens: Tensor,
+    shape: Shape,
+    tables: tuple[Tensor, Tensor],
+    pieces: Pieces = PLAIN,
+) -> Tensor:
+    """States [B, T, H] before the second level's norm; differentiable.
+
+    At position p from the head's state at p - 1 and the embedding of the token at p (``tokens``
+    [B, T, H]): what guesses the token behind p when p itself was a guess. The first position has
+    no state before it and means nothing.
+    """
+    assert head.keys is not None, "no block that sees exit states"
+    assert head.values is not None
+    length = tokens.shape[1]
+    tables = (tables[0][:length], tables[1][:length])
+    hidden = second.join(shift(head.state, 1), tokens, shape.rms_eps)
+    q, k, v = pieces.project(hidden, second.layer, shape, *tables)
+    groups = q.shape[2] // k.shape[2]
+    attended = lagged_attention(
+        q.transpose(1, 2),
+        _spread(head.keys, groups),
+        _spread(head.values, groups),
+        _spread(k, groups)[:, :, :, None],
+        _spread(v, groups)[:, :, :, None],
+    )
+    return pieces.finish(hidden, attended.transpose(1, 2).flatten(2), second.layer, shape)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -9,7 +9,8 @@ head's last block up to p - 1 and its own. So a pipeline needs no further cache.
 Shapes: H hidden, R rows, N query heads, M key/value heads, D head dimension.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -27,6 +28,24 @@ class SecondLevel:
     fuse: Tensor
     layer: LayerWeights
     norm: Tensor
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "SecondLevel":
+        """From tensors by the names that ``tensors`` gives."""
+        names = [f.name for f in fields(LayerWeights) if f"layer.{f.name}" in tensors]
+        layer = LayerWeights(**{name: tensors[f"layer.{name}"] for name in names})
+        return cls(
+            state_norm=tensors["state_norm"],
+            token_norm=tensors["token_norm"],
+            fuse=tensors["fuse"],
+            layer=layer,
+            norm=tensors["norm"],
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, those of the layer as ``layer.NAME``."""
+        own = {n: getattr(self, n) for n in ("state_norm", "token_norm", "fuse", "norm")}
+        return own | {f"layer.{name}": t for name, t in self.layer.tensors().items()}
 
     def join(self, state: Tensor, token: Tensor, eps: float) -> Tensor:
         """The layer's input [..., H] from the state before a token and its embedding [..., H]."""

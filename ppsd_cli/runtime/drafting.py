@@ -1,9 +1,9 @@
 """Stage 0's guesses: the draft head, its memory of tapped states, and the choice of tokens.
 
-Shapes: W leaves of a tree, V' draft vocabulary.
+Shapes: W nodes of a level, R guesses with others behind them, H hidden, V' draft vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppsd_cli.core.choose import best_tokens, choose, perturbed
 from ppsd_cli.core.plan import Node, Request
-from ppsd_cli.core.tree import Child, best_children
+from ppsd_cli.core.tree import CONTINUED, Child, best_children, best_of_two_depths
 from ppsd_cli.errors import StageError
 from ppsd_cli.model.branches import Branches
 from ppsd_cli.model.heads import DraftHead
@@ -23,9 +23,15 @@ Candidates = list[list[tuple[int, float]]]
 class Drafter:
     """Guesses for one answer after another. ``head`` None: there are none to make."""
 
-    def __init__(self, head: DraftHead | None, branches: Branches | None) -> None:
-        """``branches``: stage 0's own, where trees may be asked for."""
-        self.head, self._branches = head, branches
+    def __init__(
+        self,
+        head: DraftHead | None,
+        branches: Branches | None,
+        embed: Callable[[Tensor], Tensor],
+    ) -> None:
+        """``branches``: stage 0's own, where trees may be asked for; ``embed``: its embeddings
+        [W, H] of token ids [W]."""
+        self.head, self._branches, self._embed = head, branches, embed
         self._request: Request | None = None
         self._next = 0  # first position whose row in the head is not as it should stay (chain)
         self.logits: list[Any] = []
@@ -66,26 +72,79 @@ class Drafter:
         forced = _forced_token(request, position)
         return int(chosen[0]) if forced is None else forced
 
-    def children(self, leaves: Sequence[Node], position: int) -> list[Child]:
-        """The tree's guesses for ``position``, behind the leaves of the deepest level."""
+    def children(self, level: Sequence[Node], leaves: Sequence[Node]) -> list[Child]:
+        """The tree's guesses behind ``leaves``, those of the newest level without children.
+
+        With depth 2 also guesses behind the best of these. The head runs on all nodes of the
+        level, since what comes later sees them.
+        """
         head, request = self._ready()
         assert self._branches is not None
-        slots = [leaf.last_slot for leaf in leaves]
+        slots = [node.last_slot for node in level]
         lineage = self._branches.ancestors(slots, max(len(head.taps), 1))
         logits = head.branch_logits(replace(self._branches.rows(slots), ancestors=lineage))
-        self._next = position
-        scores = perturbed(logits, request.sampling, _at(position, logits), head.token_ids)
+        self._next = leaves[0].position + 1
+        open_leaves = [leaf for leaf in leaves if leaf.position + 1 < request.feed_limit]
+        if not open_leaves:
+            return []
+        rows = [level.index(leaf) for leaf in open_leaves]
+        logits = logits[rows]
+        candidates = self._candidates(logits, [leaf.position + 1 for leaf in open_leaves])
+        first = best_children(open_leaves, candidates, request.width)
+        order = {leaf.serial: row for leaf, row in zip(open_leaves, logits, strict=True)}
+        if request.depth == 1:
+            for child in first:
+                self._keep(order[child.node.serial])
+            return first
+        second, behind = self._behind(first[:CONTINUED])
+        children = best_of_two_depths(first, second, request.width)
+        for child in children:
+            above = child.parent
+            self._keep(behind[id(above)] if isinstance(above, Child) else order[above.serial])
+        return children
+
+    def behind_due(self, root: Child) -> list[Child]:
+        """The best guesses behind a token that is due and enters with them (depth 2)."""
+        _, request = self._ready()
+        children, logits = self._behind([root])
+        children = children[: request.width - 1]
+        for child in children:
+            self._keep(logits[id(child.parent)])
+        return children
+
+    def _behind(self, parents: Sequence[Child]) -> tuple[list[Child], dict[int, Tensor]]:
+        """The best guesses behind guesses, and the logits [V'] of each of these by identity."""
+        head, request = self._ready()
+        assert self._branches is not None
+        fitting = [each for each in parents if each.position + 1 < request.feed_limit]
+        if not fitting:
+            return [], {}
+        rows = self._branches.rows([each.node.last_slot for each in fitting])
+        tokens = torch.tensor([each.token_id for each in fitting], device=rows.slots.device)
+        logits = head.second_logits(rows, self._embed(tokens))
+        candidates = self._candidates(logits, [each.position + 1 for each in fitting])
+        found = [
+            Child(parent, token_id, parent.score + share)
+            for parent, tokens_of in zip(fitting, candidates, strict=True)
+            for token_id, share in tokens_of
+            if share > float("-inf")
+        ]
+        found.sort(key=lambda child: -child.score)
+        return found, {id(each): row for each, row in zip(fitting, logits, strict=True)}
+
+    def _candidates(self, logits: Tensor, positions: Sequence[int]) -> Candidates:
+        """The best tokens of each row of logits [W, V'] with their log shares, for its position."""
+        head, request = self._ready()
+        at = torch.tensor(positions, device=logits.device)
+        scores = perturbed(logits, request.sampling, at, head.token_ids)
         try:
-            candidates = best_tokens(
+            found = best_tokens(
                 scores, request.width, scale=request.tree_scale, token_ids=head.token_ids
             )
         except ValueError as error:
-            raise _not_numbers(error, position) from error
-        children = best_children(leaves, with_forced(request, position, candidates), request.width)
-        order = {leaf.serial: row for leaf, row in zip(leaves, logits, strict=True)}
-        for child in children:
-            self._keep(order[child.parent.serial])
-        return children
+            raise _not_numbers(error, positions[0]) from error
+        pairs = zip(found, positions, strict=True)
+        return [with_forced(request, position, [row])[0] for row, position in pairs]
 
     def _ready(self) -> tuple[DraftHead, Request]:
         assert self._request is not None

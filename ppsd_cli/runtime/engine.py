@@ -40,6 +40,7 @@ class Drafting:
     tree_scale: float = 1.0
     forced_ranks: tuple[int, ...] | None = None
     rank_scores: tuple[float, ...] = ()
+    depth: int = 1
 
 
 class Engine:
@@ -53,6 +54,7 @@ class Engine:
     ) -> Iterator[Event]:
         """Events of one answer. Closing the iterator ends it early."""
         assert drafting.width <= self.config.width, "the stages were made for narrower trees"
+        assert drafting.depth <= self.config.depth, "the head was not checked for this depth"
         torch.set_num_threads(self.config.threads)  # torch keeps it per calling thread
         request = Request(
             sampling=sampling,
@@ -66,6 +68,7 @@ class Engine:
             tree_scale=drafting.tree_scale,
             forced_ranks=drafting.forced_ranks,
             rank_scores=drafting.rank_scores,
+            depth=drafting.depth if drafting.on else 1,
         )
         schedule = Schedule(
             prompt,
@@ -143,6 +146,11 @@ def check_engine(config: PipelineConfig, *, draft_length: int = 0) -> None:
     """
     if not has_graphs(config):
         return
+    if config.depth > 1:
+        raise ConfigError(
+            f"--depth {config.depth} on {config.devices[0]}: GPUs take one depth per tick so far; "
+            "use --depth 1, or --devices cpu"
+        )
     if is_torchrun():
         _check_ranks(config, draft_length)
         return

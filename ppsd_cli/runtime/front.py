@@ -1,7 +1,7 @@
 """Stage 0: takes the boundary's results, decides, drafts, feeds, and runs its own layers."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Protocol
@@ -10,7 +10,7 @@ import torch
 
 from ppsd_cli.core.events import Span, Ticked
 from ppsd_cli.core.plan import Bubble, Burst, Node, Plan, Prompt, Request, Target, TickResult
-from ppsd_cli.core.tree import Tree
+from ppsd_cli.core.tree import Child, Tree
 from ppsd_cli.model.heads import DraftHead
 from ppsd_cli.runtime.drafting import Drafter
 from ppsd_cli.runtime.frames import Frame, Return
@@ -38,7 +38,7 @@ class Front:
     ) -> None:
         """``returning``: the stages after 0 that send returns, in order; the last stage is one."""
         self._worker, self._link = worker, link
-        self._drafter = Drafter(head, worker.branches)
+        self._drafter = Drafter(head, worker.branches, worker.stage.embed)
         self._returning = returning
         self._stages = returning[-1] + 1 if returning else 1
         self._tree = Tree()
@@ -162,32 +162,44 @@ class Front:
         position, due = self._tree.next_position(), self._tree.due
         if position >= self._request.feed_limit:
             return ()
-        if due is not None:
-            return self._number([Node(0, position, due[1], 1, drafted=False, final=True)])
         begin = perf_counter()
-        guesses = self._guesses(position)
-        self._draft_seconds += perf_counter() - begin
-        return self._number(guesses)
-
-    def _guesses(self, position: int) -> list[Node]:
-        """The best guesses for ``position``: one in a chain, up to ``width`` in a tree."""
-        assert self._request is not None
-        if self._request.width == 1:
+        if due is None and self._request.width == 1:
             token_id = self._drafter.guess(position)
-            return [Node(0, position, token_id, 1, drafted=True, final=True)]
-        return [
-            Node(
-                0,
-                position,
-                child.token_id,
-                1,
-                drafted=True,
-                final=True,
-                parent=child.parent.serial,
-                score=child.score,
-            )
-            for child in self._drafter.children(self._tree.leaves, position)
-        ]
+            level = self._number([Node(0, position, token_id, 1, drafted=True, final=True)])
+        else:
+            level = self._number_tree(self._tree_level(due))
+        self._draft_seconds += perf_counter() - begin
+        return level
+
+    def _tree_level(self, due: tuple[int, int] | None) -> list[Child]:
+        """The token that is due, with guesses behind it where a tick has two depths; or guesses."""
+        if due is None:
+            return self._drafter.children(self._tree.level, self._tree.leaves)
+        tip = self._tree.tip
+        assert tip is not None, "a token is due behind nothing"
+        root, request = Child(tip, due[1], 0.0), self._request
+        if request is None or not request.drafting or request.depth == 1:
+            return [root]
+        return [root, *self._drafter.behind_due(root)]
+
+    def _number_tree(self, children: Sequence[Child]) -> tuple[Node, ...]:
+        """Nodes of these guesses, and of a token that is due: it stands on the verified node."""
+        serials = {id(child): self._serial + index for index, child in enumerate(children)}
+        return self._number(
+            [
+                Node(
+                    0,
+                    child.position,
+                    child.token_id,
+                    1,
+                    drafted=child.parent is not self._tree.tip,
+                    final=True,
+                    parent=_serial_above(child, serials, self._tree.tip),
+                    score=child.score,
+                )
+                for child in children
+            ]
+        )
 
     def _prompt_node(self, plan: Prompt) -> Node:
         if plan.request is not None:
@@ -226,7 +238,7 @@ class Front:
         assert self._request is not None
         if self._request.width == 1 or nodes[0].token_id is None:
             return ()
-        above = {node.serial: node for node in (*self._tree.live, self._tree.tip) if node}
+        above = {node.serial: node for node in (*self._tree.live, self._tree.tip, *nodes) if node}
         places = []
         for node in nodes:
             parent = self._tree.tip if node.parent is None else above[node.parent]
@@ -238,8 +250,15 @@ class Front:
     def _take_in(self, row: "FedRow") -> None:
         """Nodes went through stage 0: their states are known, and they are the newest."""
         self._observe(row.nodes, row.back)
-        for node in row.nodes:
-            self._tree.enter(node)
+        self._tree.enter_level(row.nodes)
+
+
+def _serial_above(child: Child, serials: Mapping[int, int], tip: Node | None) -> int | None:
+    """The serial that a node names as its parent; None where it stands on the verified one."""
+    above = child.parent
+    if isinstance(above, Child):
+        return serials[id(above)]
+    return None if above is tip else above.serial
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ class PipelineConfig:
     tokens. ``chunk``: prompt tokens per prefill tick. ``folder``: a place as ``model.places``
     reads it. ``head``: a folder, ``raw``, one of ``RANDOM_HEADS``, or None. ``threads``: torch
     threads of each stage. ``width``: guesses per tick at most (a tree where it is above 1).
+    ``depth``: depths of these guesses at most.
     """
 
     folder: str
@@ -48,6 +49,7 @@ class PipelineConfig:
     draft_vocab: int | None = None
     threads: int = 1
     width: int = 1
+    depth: int = 1
 
     @property
     def cache_slots(self) -> int:
@@ -157,7 +159,13 @@ def _head_weights(config: PipelineConfig, loader: Loader, matrix: torch.Tensor) 
     assert config.head is not None
     folder = Path(config.head)
     info: HeadInfo = read_info(folder)
-    check_fit(info, model_hash=config.model_hash, hidden=spec.hidden, split=config.split)
+    check_fit(
+        info,
+        model_hash=config.model_hash,
+        hidden=spec.hidden,
+        split=config.split,
+        depth=config.depth,
+    )
     return read_head(folder, info, loader, matrix)
 
 

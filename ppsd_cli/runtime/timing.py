@@ -142,7 +142,7 @@ class _Level:
         """The nodes as rows, behind a chain."""
         parent = self._start - 1
         self._branches.chain(parent, 1)
-        return self._branches.enter(self._start, self._slots, [parent] * self._width)
+        return self._branches.enter(self._slots, [parent] * self._width)
 
     def draft(self, head: DraftHead) -> Callable[[], object]:
         """Guesses behind all of them, as ``runtime.drafting`` makes them."""

@@ -48,7 +48,7 @@ class StageWorker:
         if frame.tree:
             assert self.branches is not None, "a tree on stages that were made for chains"
             slots, parents = zip(*frame.tree, strict=True)
-            return self.branches.enter(frame.position, slots, parents)
+            return self.branches.enter(slots, parents)
         count = frame.hidden.shape[0]
         if self.branches is not None:
             self.branches.chain(frame.position, count)

@@ -46,7 +46,7 @@ def save_checkpoint(
             for moment, value in optimizer.moments(master).items():
                 tensors[f"{at}/{moment}"] = value
             if head.output.token_ids is not None:
-                tensors[f"{head.plan.name}/token_ids"] = head.output.token_ids
+                tensors[f"{head.plan.name}/token_ids"] = head.output.token_ids.clone()
     state = {"step": progress.step, "elapsed": progress.elapsed, "settings": settings}
     save_tensors(folder / FILE, tensors, {"ppsd": json.dumps(state)})
 

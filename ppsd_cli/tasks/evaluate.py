@@ -4,14 +4,22 @@ Shapes: n wanted positions, H hidden, V' draft vocabulary, C tokens of a chunk.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ppsd_cli.model.heads import HeadWeights
 from ppsd_cli.model.layers import Shape
-from ppsd_cli.model.one_pass import PLAIN, Backbone, Pieces, backbone_states, head_one_pass
+from ppsd_cli.model.one_pass import (
+    PLAIN,
+    Backbone,
+    Pieces,
+    backbone_states,
+    head_states,
+    second_one_pass,
+)
+from ppsd_cli.model.stage import Output
 from ppsd_cli.tasks.dataset import Batch
 from ppsd_cli.tasks.loss import chunk_tokens
 
@@ -34,15 +42,20 @@ class Acceptance:
 
 @dataclass(frozen=True, slots=True)
 class HeadScore:
-    """Acceptance over all positions and by position (up to each edge, then beyond)."""
+    """Acceptance over all positions and by position (up to each edge, then beyond).
+
+    ``second``: that of the second level over all positions, the token before being given.
+    """
 
     whole: Acceptance
     by_position: dict[str, Acceptance]
+    second: Acceptance | None = None
 
     def to_json(self) -> dict[str, object]:
         """As a record: top1 to top8, count, and the same by position."""
         parts = {name: a.to_json() for name, a in self.by_position.items() if a.count}
-        return {**self.whole.to_json(), "by_position": parts}
+        more = {} if self.second is None else {"second": self.second.to_json()}
+        return {**self.whole.to_json(), "by_position": parts, **more}
 
 
 def bucket_names() -> list[str]:
@@ -58,10 +71,12 @@ def measure(
     pieces: Pieces = PLAIN,
 ) -> list[HeadScore]:
     """Score each head over ``batches``; the target is the full model's likeliest token."""
-    counts = torch.zeros(len(heads), len(EDGES) + 1, len(TOP) + 1, device=backbone.device)
+    guessers = 2 * len(heads)
+    counts = torch.zeros(guessers, len(EDGES) + 1, len(TOP) + 1, device=backbone.device)
     for batch in batches:
         _count(counts, backbone, heads, batch.to(backbone.device), pieces)
-    return [_score(table) for table in counts.double().cpu()]
+    first, second = counts.double().cpu().chunk(2)
+    return [_score(*each) for each in zip(heads, first, second, strict=True)]
 
 
 def _count(
@@ -71,20 +86,22 @@ def _count(
     batch: Batch,
     pieces: Pieces,
 ) -> None:
-    """Add one batch to ``counts`` [heads, buckets, tops + 1]."""
+    """Add one batch to ``counts`` [heads, then second levels, buckets, tops + 1]."""
     length = batch.token_ids.shape[1]
     tables = backbone.tables(length)
     depths = {tap.depth for head in heads for tap in head.taps}
     states = backbone_states(backbone, batch.token_ids, depths, tables, pieces)
     final = _select(states[len(backbone.layers)], batch.where)
     shape = Shape.of(backbone.spec)
-    drafts = [
-        _select(
-            head_one_pass(head, [states[t.depth] for t in head.taps], shape, tables, pieces),
-            batch.where,
-        )
-        for head in heads
-    ]
+    tokens = backbone.embed(batch.token_ids)
+    drafts: dict[int, tuple[Tensor, Output]] = {}
+    for index, head in enumerate(heads):
+        own = head_states(head, [states[t.depth] for t in head.taps], shape, tables, pieces)
+        drafts[index] = _select(own.state, batch.where), head.output
+        if head.second is not None:
+            hidden = second_one_pass(head.second, own, tokens, shape, tables, pieces)
+            output = replace(head.output, norm=head.second.norm)
+            drafts[len(heads) + index] = _select(hidden, batch.where), output
     edges = torch.tensor(EDGES, device=backbone.device)
     bucket = torch.bucketize(batch.where % length + 1, edges)
     tops = torch.tensor(TOP, device=backbone.device)
@@ -92,19 +109,19 @@ def _count(
     for first in range(0, batch.count, chunk):
         part = slice(first, min(first + chunk, batch.count))
         best = backbone.output.logits(final[part]).float().argmax(dim=-1)
-        for index, head in enumerate(heads):
-            ranks = target_ranks(head.output.logits(drafts[index][part]), best, head)
+        for index, (rows, output) in drafts.items():
+            ranks = target_ranks(output.logits(rows[part]), best, output)
             hits = (ranks[:, None] < tops[None, :]).float()
             row = torch.cat([hits, torch.ones_like(hits[:, :1])], dim=1)
             counts[index].index_add_(0, bucket[part], row)
 
 
-def target_ranks(logits: Tensor, target: Tensor, head: HeadWeights) -> Tensor:
+def target_ranks(logits: Tensor, target: Tensor, output: Output) -> Tensor:
     """Rank [C] of each target id [C] in draft logits [C, V'], 0 = the draft; ties as in argmax."""
     scores = logits.float()
     columns = torch.arange(scores.shape[1], device=scores.device)
     column, known = target, None
-    ids = head.output.token_ids
+    ids = output.token_ids
     if ids is not None:
         column = torch.searchsorted(ids, target).clamp(max=len(ids) - 1)
         known = ids[column] == target
@@ -119,10 +136,14 @@ def _select(states: Tensor, where: Tensor) -> Tensor:
     return states.flatten(0, 1).index_select(0, where)
 
 
-def _score(table: Tensor) -> HeadScore:
+def _score(head: HeadWeights, table: Tensor, second: Tensor) -> HeadScore:
     """From counts [buckets, tops + 1]; the last column is the number of positions."""
     rows = zip(bucket_names(), table, strict=True)
-    return HeadScore(_acceptance(table.sum(dim=0)), {name: _acceptance(row) for name, row in rows})
+    return HeadScore(
+        _acceptance(table.sum(dim=0)),
+        {name: _acceptance(row) for name, row in rows},
+        None if head.second is None else _acceptance(second.sum(dim=0)),
+    )
 
 
 def _acceptance(row: Tensor) -> Acceptance:

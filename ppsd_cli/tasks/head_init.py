@@ -15,6 +15,7 @@ from torch import Tensor
 from ppsd_cli.model.heads import DeepWeights, HeadWeights, MlpWeights
 from ppsd_cli.model.layers import LayerWeights
 from ppsd_cli.model.one_pass import Backbone
+from ppsd_cli.model.second_level import SecondLevel
 from ppsd_cli.model.stage import Output
 from ppsd_cli.tasks.dataset import Sample
 from ppsd_cli.tasks.head_plan import HeadPlan
@@ -33,6 +34,13 @@ class TrainableHead:
     masters: dict[str, Tensor]
     output: DraftOutput
     eps: float
+
+    def parts(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The masters of the head, and those of its second level (none with one depth)."""
+        names = sorted(self.masters, key=lambda name: name.startswith("second."))
+        count = sum(not name.startswith("second.") for name in names)
+        tensors = [self.masters[name] for name in names]
+        return tensors[:count], tensors[count:]
 
     def weights(self, dtype: torch.dtype) -> HeadWeights:
         """The head's weights as ``dtype``, differentiable with respect to the masters."""
@@ -60,11 +68,19 @@ def assemble(
     ]
     deep = DeepWeights(**pick("deep.", _DEEP_FIELDS)) if "deep.kv" in tensors else None
     last = Output(tensors["norm"], output.lm_matrix, eps, output.token_ids)
-    return HeadWeights(plan.taps, last, tuple(blocks), tuple(mlps), deep)
+    second = SecondLevel.of(_below(tensors, "second.")) if plan.depth > 1 else None
+    return HeadWeights(plan.taps, last, tuple(blocks), tuple(mlps), deep, second)
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def initial_tensors(plan: HeadPlan, backbone: Backbone) -> dict[str, Tensor]:
-    """Start values: the model's own last layers; deep keys as the first block's, fusion zero."""
+    """Start values: the model's own last layers; deep keys as the first block's, fusion zero.
+
+    The second level starts as the head's last block that sees nothing of the token.
+    """
     spec = backbone.spec
     own = backbone.layers[spec.layers - plan.blocks :]
     tensors = {"norm": backbone.output.norm}
@@ -81,6 +97,15 @@ def initial_tensors(plan: HeadPlan, backbone: Backbone) -> dict[str, Tensor]:
         tensors["deep.norms"] = first.input_norm.expand(extra, -1)
         tensors["deep.kv"] = first.qkv[:, -width:].expand(extra, -1, -1)
         tensors["deep.fuse"] = torch.zeros(extra, spec.hidden, spec.hidden, device=backbone.device)
+    if plan.depth > 1:
+        start = SecondLevel(
+            state_norm=backbone.output.norm,
+            token_norm=backbone.layers[0].input_norm,
+            fuse=torch.zeros(2 * spec.hidden, spec.hidden, device=backbone.device),
+            layer=own[-1],
+            norm=backbone.output.norm,
+        )
+        tensors |= {f"second.{name}": t for name, t in start.tensors().items()}
     return {
         name: t.detach().to(torch.float32).clone(memory_format=torch.contiguous_format)
         for name, t in tensors.items()

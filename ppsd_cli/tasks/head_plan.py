@@ -12,13 +12,17 @@ from ppsd_cli.model.spec import ModelSpec
 from ppsd_cli.runtime.placement import check_split, choose_split, costs_of, default_stages
 
 TRAINABLE = ("mlp", "block", "deep")
+DEPTHS = (1, 2)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MOST_BLOCKS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class HeadPlan:
-    """One head: where it drafts from, for which split, and of what kind and size."""
+    """One head: where it drafts from, for which split, and of what kind and size.
+
+    ``depth``: depths of guesses that enter in one tick.
+    """
 
     name: str
     split: tuple[int, ...]
@@ -26,6 +30,7 @@ class HeadPlan:
     blocks: int
     draft_vocab: int | None
     lr: float
+    depth: int = 1
 
     @property
     def exit_layer(self) -> int:
@@ -34,10 +39,15 @@ class HeadPlan:
 
     @property
     def taps(self) -> tuple[Tap, ...]:
-        """A deep head reads the end of every stage, lagged as the pipeline delivers it."""
+        """A deep head reads the end of every stage, lagged as the pipeline delivers it.
+
+        With two depths a token and the one before it may enter together, so that the token ``lag``
+        before has certainly passed only ``lag // 2 + 1`` stages.
+        """
         if self.kind != "deep":
             return (Tap(self.split[0], 0),)
-        return tuple(Tap(sum(self.split[: i + 1]), i) for i in range(len(self.split)))
+        lags = range(self.depth * (len(self.split) - 1) + 1)
+        return tuple(Tap(sum(self.split[: lag // self.depth + 1]), lag) for lag in lags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,7 @@ class HeadWish:
     blocks: int = 2
     vocab: int | None = None
     lr: float = 1e-3
+    depth: int = 1
 
 
 def parse_spec(text: str, base: HeadWish) -> HeadWish:
@@ -86,6 +97,7 @@ _READERS: dict[str, Any] = {
     "blocks": int,
     "vocab": lambda text: None if text == "full" else int(text),
     "lr": float,
+    "depth": int,
 }
 
 
@@ -115,9 +127,21 @@ def _plan(wish: HeadWish, spec: ModelSpec) -> HeadPlan:
         )
     if not 0 < wish.lr < float("inf"):
         raise ConfigError(f"--lr {wish.lr}: must be a positive number")
+    _check_depth(wish)
     split = _split(wish, spec)
-    name = wish.name or f"{wish.kind}-exit{split[0]}-stages{len(split)}"
-    return HeadPlan(name, split, wish.kind, wish.blocks, wish.vocab, wish.lr)
+    suffix = "" if wish.depth == 1 else f"-depth{wish.depth}"
+    name = wish.name or f"{wish.kind}-exit{split[0]}-stages{len(split)}{suffix}"
+    return HeadPlan(name, split, wish.kind, wish.blocks, wish.vocab, wish.lr, wish.depth)
+
+
+def _check_depth(wish: HeadWish) -> None:
+    """The second level reads the keys of a last block that sees exit states."""
+    if wish.depth not in DEPTHS:
+        raise ConfigError(f"--depth {wish.depth}: choose {' or '.join(map(str, DEPTHS))}")
+    if wish.depth > 1 and wish.kind == "mlp":
+        raise ConfigError(f"--depth {wish.depth} needs --kind block or deep; mlp has no attention")
+    if wish.depth > 1 and wish.kind == "deep" and wish.blocks == 1:
+        raise ConfigError(f"--depth {wish.depth} with --kind deep needs --blocks 2 or more")
 
 
 def _split(wish: HeadWish, spec: ModelSpec) -> tuple[int, ...]:

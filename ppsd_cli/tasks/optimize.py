@@ -1,4 +1,7 @@
-"""AdamW over several heads, each with its own learning rate and clipping, and the schedule."""
+"""AdamW over several heads, each with its own learning rate and clipping, and the schedule.
+
+A second level is clipped by itself, so that it leaves its head's steps as they are.
+"""
 
 import math
 import os
@@ -37,11 +40,11 @@ class Schedule:
 
 
 class Optimizer:
-    """One AdamW with a parameter group for each head."""
+    """One AdamW with a parameter group for each head, and for each second level."""
 
     def __init__(self, heads: Sequence[TrainableHead], weight_decay: float) -> None:
-        self._groups = [list(head.masters.values()) for head in heads]
-        self._rates = [head.plan.lr for head in heads]
+        parts = [(head.plan.lr, part) for head in heads for part in head.parts() if part]
+        self._groups, self._rates = [part for _, part in parts], [lr for lr, _ in parts]
         fused = self._groups[0][0].device.type != "cpu"
         self.adam = torch.optim.AdamW(
             [
@@ -54,7 +57,7 @@ class Optimizer:
         )
 
     def step(self, factor: float) -> Tensor:
-        """Clip and apply the gradients at ``factor`` of each rate; gradient norms [heads]."""
+        """Clip and apply the gradients at ``factor`` of each rate; gradient norms [groups]."""
         average_gradients([p for group in self._groups for p in group])
         norms = [torch.nn.utils.clip_grad_norm_(group, _CLIP) for group in self._groups]
         for group, rate in zip(self.adam.param_groups, self._rates, strict=True):

@@ -15,7 +15,14 @@ from torch import Tensor
 from ppsd_cli.errors import StageError
 from ppsd_cli.model.heads import HeadWeights, Tap
 from ppsd_cli.model.layers import Shape, rms_norm
-from ppsd_cli.model.one_pass import Backbone, Pieces, backbone_states, compiled, head_one_pass
+from ppsd_cli.model.one_pass import (
+    Backbone,
+    Pieces,
+    backbone_states,
+    compiled,
+    head_states,
+    second_one_pass,
+)
 from ppsd_cli.tasks.checkpoint import Progress, load_checkpoint, save_checkpoint
 from ppsd_cli.tasks.dataset import Batch, Batches
 from ppsd_cli.tasks.evaluate import HeadScore, measure
@@ -41,7 +48,8 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Averages since the last report. ``scores``: held-out, when this step was an evaluation."""
+    """Averages since the last report, by head. ``scores``: held-out, when this step was an
+    evaluation. ``second``: acceptance of each head's second level, None where it has none."""
 
     step: int
     elapsed: float
@@ -50,6 +58,7 @@ class Report:
     acceptance: tuple[float, ...]
     tokens_per_second: float
     scores: tuple[HeadScore, ...] | None = None
+    second: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +102,9 @@ class Trainer:
         self.schedule = Schedule(settings.steps, settings.warmup, settings.time_limit)
         self._shape = Shape.of(job.backbone.spec)
         self._tables: dict[int, tuple[Tensor, Tensor]] = {}
-        self._monitor = Monitor(len(job.heads), job.backbone.device, job.world)
+        self._doubled = [i for i, head in enumerate(job.heads) if head.plan.depth > 1]
+        guessers = len(job.heads) + len(self._doubled)
+        self._monitor = Monitor(guessers, job.backbone.device, job.world)
         self._began = 0.0
 
     def run(self, *, resume: bool) -> Outcome:
@@ -147,19 +158,27 @@ class Trainer:
         self._monitor.check(step, norms)
 
     def _backward(self, batch: Batch, scale: float) -> tuple[Tensor, Tensor]:
-        """Add the gradients of one batch; losses [heads] and hits [heads]."""
+        """Add the gradients of one batch; losses and hits [heads, then second levels]."""
         backbone, heads = self.job.backbone, self.job.heads
         tables = self._table(batch.token_ids.shape[1])
         depths = {tap.depth for head in heads for tap in head.plan.taps}
         states = backbone_states(backbone, batch.token_ids, depths, tables, self.pieces)
         final = select_normed(states[len(backbone.layers)], batch.where, backbone.output.norm, self)
-        drafts = []
+        tokens = backbone.embed(batch.token_ids)
+        drafts, seconds = [], []
         for head in heads:
             weights = head.weights(backbone.dtype)
             taps = [states[tap.depth] for tap in weights.taps]
-            hidden = head_one_pass(weights, taps, self._shape, tables, self.pieces)
-            drafts.append(select_normed(hidden, batch.where, weights.output.norm, self))
-        pairs = [(d.detach(), head.output) for d, head in zip(drafts, heads, strict=True)]
+            own = head_states(weights, taps, self._shape, tables, self.pieces)
+            drafts.append(select_normed(own.state, batch.where, weights.output.norm, self))
+            if weights.second is not None:
+                hidden = second_one_pass(
+                    weights.second, own.detached(), tokens, self._shape, tables, self.pieces
+                )
+                seconds.append(select_normed(hidden, batch.where, weights.second.norm, self))
+        outputs = [head.output for head in (*heads, *(heads[i] for i in self._doubled))]
+        drafts += seconds
+        pairs = [(d.detach(), output) for d, output in zip(drafts, outputs, strict=True)]
         losses, hits, gradients = losses_and_gradients(
             final, pairs, batch.weight * scale, backbone.output, self._loss
         )
@@ -181,14 +200,17 @@ class Trainer:
         losses, acceptance, tokens = self._monitor.take(self.job.folder)
         now = time.monotonic()
         elapsed = self._elapsed()
+        count = len(self.job.heads)
+        second = dict(zip(self._doubled, acceptance[count:], strict=True))
         report = Report(
             step,
             elapsed,
             min(1.0, self.schedule.progress(step, elapsed)),
-            losses,
-            acceptance,
+            losses[:count],
+            acceptance[:count],
             tokens * self.job.world.size / max(now - since, 1e-9),
             None if scores is None else tuple(scores),
+            tuple(second.get(index) for index in range(count)),
         )
         self.job.on_report(report)
         return now

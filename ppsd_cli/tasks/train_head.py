@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,8 @@ def _self_written(
             return not stop()
 
         wish = source.wish
+        if run.resume and wish.seconds is not None:
+            wish = replace(wish, seconds=0.0)  # the checkpoint is of the text that is there
         stopped = not write_text(backbone, glue, settings, wish, pieces=pieces, progress=progress)
         free_memory(run.device)
     if world.highest([float(stopped)], run.device)[0]:
@@ -231,6 +233,9 @@ class Curve:
                 "loss": round(report.losses[index], 5),
                 "acceptance": round(report.acceptance[index], 5),
             }
+            second = report.second[index] if report.second else None
+            if second is not None:
+                heads[name]["second_acceptance"] = round(second, 5)
             if report.scores is not None:
                 heads[name]["held_out"] = report.scores[index].to_json()
                 self._last[name] = report.scores[index].to_json()
@@ -287,6 +292,7 @@ class Curve:
             draft_vocabulary=plan.draft_vocab,
             stages=len(plan.split),
             training=training,
+            depth=plan.depth,
         )
         with torch.no_grad():
             write_head(folder, info, head.weights(run.save_dtype))

@@ -87,6 +87,7 @@ class Stable:
             drafting,
             contender.draft_length or 0,
             width=contender.width,
+            depth=contender.depth,
             tree_scale=self._shapes.tree_scale,
         )
         metered = [Metered(each, loaded.meter) for each in (decoder, plain)]
@@ -178,7 +179,9 @@ class Stable:
 
     def _tree(self, width: int) -> Contender:
         chain = self._chain("ppsd")
-        return replace(chain, name=f"ppsd-w{width}", width=width, exact=False)
+        depth = self._shapes.chain.config.depth
+        name = f"ppsd-w{width}" if depth == 1 else f"ppsd-w{width}-d{depth}"
+        return replace(chain, name=name, width=width, depth=depth, exact=False)
 
     def _forced_tree(self, width: int, acceptance: float, among: float | None) -> Contender:
         """A tree with guesses of that quality; without ``among`` only the best may be right."""

@@ -53,7 +53,7 @@ class Decoder(Protocol):
 class EngineDecoder:
     """Our engine: plain (``drafting`` false), PPSD, or EESD with a ``draft_length``.
 
-    PPSD with a ``width`` above 1 is a tree.
+    PPSD with a ``width`` above 1 is a tree, of ``depth`` depths per tick.
     """
 
     engine: Engine
@@ -61,6 +61,7 @@ class EngineDecoder:
     draft_length: int = 0
     width: int = 1
     tree_scale: float = 1.0
+    depth: int = 1
 
     def answer(
         self, prompt: tuple[int, ...], limits: Limits, forced: Forced | None = None
@@ -70,6 +71,7 @@ class EngineDecoder:
             self.drafting,
             draft_length=self.draft_length,
             width=self.width,
+            depth=self.depth,
             tree_scale=self.tree_scale,
         )
         if isinstance(forced, ForcedTree):

@@ -16,7 +16,7 @@ from ppsd_cli.tasks.bench.rounding import rounding_tolerance
 from ppsd_cli.tasks.bench.talk import Message, Talk, user
 
 WARMUP_TOKENS = 8
-_Drafting = tuple[str, int | None, str | None, int]
+_Drafting = tuple[str, int | None, str | None, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,4 +242,5 @@ class Measurement:
 
 def _drafting(contender: Contender) -> _Drafting:
     """The same for contenders that verify matrices of the same shapes with the same head."""
-    return contender.decoder, contender.draft_length, contender.head, contender.width
+    c = contender
+    return c.decoder, c.draft_length, c.head, c.width, c.depth

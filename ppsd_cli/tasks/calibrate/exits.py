@@ -124,7 +124,7 @@ def _head_guesses(
     hidden = head_one_pass(head, taps, Shape.of(backbone.spec), tables)[0].index_select(0, where)
     logits = head.output.logits(hidden).float()
     best = best_tokens(logits, MAX_WIDTH, scale=DEFAULT_TREE_SCALE, token_ids=head.output.token_ids)
-    return tuple(target_ranks(logits, targets, head).tolist()), tuple(map(tuple, best))
+    return tuple(target_ranks(logits, targets, head.output).tolist()), tuple(map(tuple, best))
 
 
 def _score_layers(
@@ -159,6 +159,6 @@ def _ranks_and_best(backbone: Backbone, rows: Tensor, targets: Tensor) -> tuple[
     for first in range(0, len(targets), chunk):
         part = slice(first, first + chunk)
         logits = backbone.output.logits(rows[part])
-        ranks.append(target_ranks(logits, targets[part], head))
+        ranks.append(target_ranks(logits, targets[part], head.output))
         best.append(logits.float().argmax(dim=-1))
     return torch.cat(ranks), torch.cat(best)
