@@ -171,6 +171,35 @@ def check_head_in_trees(tiny: Models, folder: Path) -> None:
     assert aside > 2
 
 
+def check_two_depths() -> None:
+    """Two depths a tick on fake pipelines."""
+    for stages, lookahead, width in ((2, 0, 3), (3, 2, 5), (4, 1, 8)):
+        pipeline = FakeTree(
+            stages, lookahead=lookahead, rank=lambda i: (0, 1, 0, 0, 0, 3, 20)[i % 7],
+            shares=(-0.2, -1.0, -2.0, -3.0, -4.0),
+        )  # fmt: skip
+        for prompt in ((3, 1, 4, 1, 5), (2, 7)):
+            limits = Limits(20, 64)
+            events = test_schedule_tree.run(pipeline, prompt, limits=limits, width=width, depth=2)
+            test_schedule_tree.check_tree(
+                events, prompt, limits, stages=stages, width=width, depth=2
+            )
+
+
+def check_second_level(tiny: Models, folder: Path) -> None:
+    """Both depths of guesses on every path are those of one pass over its text."""
+    model, prompt = tiny("qwen2"), prompt_of(PROMPT)
+    _, weights = save_head(folder, model, [(1, 0), (1, 1), (3, 2), (3, 3), (5, 4)], depth=2)
+    reference = answer(model.runner((6,), head=None), prompt, count=12, drafting=False)
+    runner = model.runner((1, 2, 3), head=str(folder), width=6, depth=2)
+    forced = right_and_ranks(reference, 6, seed=2)
+    run = answer(runner, prompt, count=12, width=6, depth=2, **forced)
+    assert run.ids == reference.ids
+    count, aside = check_path_drafts(run, prompt, HeadOnText(model, weights))
+    assert count > 30
+    assert aside > 5
+
+
 def check_context_edge(tiny: Models) -> None:
     """The token that fills the context is not fed, let alone one beyond."""
     model, prompt = tiny("llama"), prompt_of(PROMPT)

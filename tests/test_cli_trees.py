@@ -7,9 +7,13 @@ from pathlib import Path
 import jsonschema
 import pytest
 from cli_model import Ppsd, save_cli_model
+from models import Tiny, save_head
+from transformers import LlamaForCausalLM
 
 import ppsd_cli
+from ppsd_cli.assets import resolve_model
 from ppsd_cli.commands import bench_setup
+from ppsd_cli.model.spec_reader import read_spec
 from ppsd_cli.tasks.bench import measure, pool, trials
 from ppsd_cli.tasks.bench.decoders import EngineDecoder
 from ppsd_cli.tasks.bench.forced import ForcedTree
@@ -62,6 +66,66 @@ def test_stage_processes_answer_the_same(ppsd):
     apart = report_of(ppsd, "--split", "2,2,2", "--devices", "cpu,cpu,cpu", "--width", "4")
     names = ("token_ids", "ticks", "verified", "accepted", "flushes", "nodes_per_tick")
     assert [alone[name] for name in names] == [apart[name] for name in names]
+
+
+@pytest.fixture(scope="session")
+def deep_head(model, tmp_path_factory) -> str:
+    """A random head of two depths; what it guesses is worth nothing."""
+    folder = tmp_path_factory.mktemp("depth2")
+    files = resolve_model(str(model), offline=True)
+    spec = read_spec(files.folder)
+    tiny = Tiny(model, LlamaForCausalLM.from_pretrained(model))
+    assert spec.hidden == tiny.spec.hidden
+    taps = [(2, 0), (2, 1), (4, 2), (4, 3), (6, 4)]
+    save_head(folder, tiny, taps, depth=2, model_hash=files.model_hash, stages=3)
+    return str(folder)
+
+
+def test_two_depths_say_the_models_text_in_one_process_and_in_several(ppsd, deep_head, tmp_path):
+    plain = report_of(ppsd, "--decoder", "ar")
+    trace = tmp_path / "trace.json"
+    found = []
+    for devices in ("cpu", "cpu,cpu,cpu"):
+        shape = ("--split", "2,2,2", "--devices", devices, "--width", "4", "--head", deep_head)
+        report = report_of(ppsd, *shape, "--depth", "2", "--trace", str(trace))
+        assert report["token_ids"] == plain["token_ids"]
+        assert (report["depth"], plain["depth"]) == (2, 1)
+        found.append([report[name] for name in ("ticks", "verified", "accepted", "flushes")])
+    assert found[0] == found[1]
+    assert json.loads(trace.read_text())
+    shown = ppsd.generate(*PROMPT, *TREE, "--head", deep_head, "--depth", "2", "--timeline")
+    assert shown.code == 0
+    assert "branch 4" in shown.err
+
+
+def test_bench_of_two_depths(bench, deep_head):
+    result = bench("--json", "--width", "2,4", "--depth", "2", "--head", deep_head)
+    assert result.code == 0, result.err
+    data = json.loads(result.out)
+    jsonschema.validate(data, json.loads((SCHEMAS / "bench.json").read_text()))
+    assert list(data["decoders"]) == ["ar", "ppsd", "ppsd-w2-d2", "ppsd-w4-d2"]
+    assert [data["decoders"][name]["depth"] for name in data["decoders"]] == [1, 1, 2, 2]
+    assert data["settings"]["depth"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--depth", "3", "--width", "4"), "--depth 3: 1 or 2"),
+        (("--depth", "2", "--split", "2,2,2"), "needs a tree; add --width"),
+        (("--depth", "2", *TREE), "the head raw guesses one depth"),
+        (("--depth", "2", "--width", "4", "--decoder", "ar"), "this run's is ar"),
+        (("--depth", "2", "--width", "4", "--split", "2,1,3"), "lag 2"),
+    ],
+    ids=str,
+)
+def test_depths_that_cannot_be(ppsd, deep_head, options, says):
+    head = ("--head", deep_head) if "lag" in says else ()
+    result = ppsd.generate(*PROMPT, *options, *head)
+    assert result.code in (2, 3)
+    assert result.out == ""
+    assert says in result.err
+    assert len(result.err.splitlines()) == 1
 
 
 def test_timeline_and_trace_show_the_branches(ppsd, tmp_path):

@@ -32,6 +32,7 @@ _forward, _restrict, _gumbel = Stage.forward, choose.restrict, choose.gumbel
 _observe, _tapped, _prompt_plans = DraftHead.observe, DraftHead._tapped, schedule._prompt_plans
 _frequencies, _choose, _rotate = rope._frequencies, choose.choose, rope.rotate
 _finish = layers.finish
+_run, _second_logits = DraftHead._run, DraftHead.second_logits
 _head_init, _split_heads, _linear = DraftHead.__init__, layers.split_heads, layers.linear
 _fed_at, _enter = Front._fed_at, Front._enter
 _settle, _burst, _targets = Front._settle, Front._burst, StageWorker._targets
@@ -624,6 +625,49 @@ def second_best_child_first(patch: Patch) -> None:
     patch.setattr(drafting, "best_tokens", shifted)
 
 
+def second_level_of_its_own_slot(patch: Patch) -> None:
+    def run(self, rows):
+        hidden = _run(self, rows)
+        self._own[rows.slots] = hidden.roll(1, dims=0)
+        return hidden
+
+    patch.setattr(DraftHead, "_run", run)
+
+
+def second_level_a_position_early(patch: Patch) -> None:
+    def logits(self, parents, tokens):
+        return _second_logits(self, replace(parents, positions=parents.positions - 1), tokens)
+
+    patch.setattr(DraftHead, "second_logits", logits)
+
+
+def second_level_deaf_to_its_token(patch: Patch) -> None:
+    def logits(self, parents, tokens):
+        return _second_logits(self, parents, tokens.roll(1, dims=0))
+
+    patch.setattr(DraftHead, "second_logits", logits)
+
+
+def second_level_sees_all_branches(patch: Patch) -> None:
+    def logits(self, parents, tokens):
+        seen = torch.ones_like(parents.tree_mask)
+        return _second_logits(self, replace(parents, tree_mask=seen), tokens)
+
+    patch.setattr(DraftHead, "second_logits", logits)
+
+
+def child_misses_its_parent_of_the_level(patch: Patch) -> None:
+    def enter(self, slots, parents):
+        own = [parents[slots.index(p)] if p in slots else p for p in parents]
+        return _branch_enter(self, slots, own)
+
+    patch.setattr(Branches, "enter", enter)
+
+
+def first_depth_offered_again(patch: Patch) -> None:
+    patch.setattr(Tree, "leaves", property(lambda self: self.level))
+
+
 FAULTS: list[tuple[Callable[[Patch], None], tuple[str, ...]]] = [
     (off_by_one_commit, ("schedule",)),
     (flush_ignored, ("schedule", "exact llama")),
@@ -718,6 +762,16 @@ FAULTS: list[tuple[Callable[[Patch], None], tuple[str, ...]]] = [
     (whatever_arrived, ("head in trees",)),
     (children_drafted_with_the_noise_before, ("trees of echo",)),
     (second_best_child_first, ("trees of echo",)),
+    (first_depth_offered_again, ("two depths",)),
+    (second_level_of_its_own_slot, ("second level",)),
+    (second_level_a_position_early, ("second level",)),
+    (second_level_deaf_to_its_token, ("second level",)),
+    (second_level_sees_all_branches, ("second level",)),
+    (child_misses_its_parent_of_the_level, ("second level",)),
+    (first_state_kept, ("second level",)),
+    (whatever_arrived, ("second level",)),
+    (flush_ignored, ("two depths",)),
+    (siblings_stay_live, ("two depths",)),
 ]
 CASES = [
     pytest.param(plant, check, id=f"{number}-{plant.__name__}-{check}")
@@ -752,6 +806,8 @@ def run_check(tiny, tmp_path) -> Callable[[str], None]:
             "trees of mistral": lambda: checks.check_trees_of_a_model(tiny, "mistral"),
             "trees of echo": lambda: checks.check_trees_that_are_right(tiny),
             "head in trees": lambda: checks.check_head_in_trees(tiny, tmp_path),
+            "two depths": checks.check_two_depths,
+            "second level": lambda: checks.check_second_level(tiny, tmp_path),
         }
         if kind == "reference":
             checks.check_reference(tiny, model)

@@ -67,6 +67,8 @@ def check_tree(events, prompt, limits, *, stages, width, depth=1):
         assert len({(e.parent, e.token_id) for e in level}) == len(level), "no node twice"
         assert all(e.drafted for e in level[1:])
         assert depth == 2 or len(level) == 1 or level[0].drafted
+    guesses = [(e.parent, e.token_id) for e in fed if e.parent is not None]
+    assert len(set(guesses)) == len(guesses), "nor in another level"
     longest = min(len(prompt) + limits.max_new_tokens, limits.context)
     assert max((e.position for e in fed), default=0) < longest - 1
     for before, after in pairwise(commits):

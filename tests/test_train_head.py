@@ -122,6 +122,50 @@ def test_resume_is_bit_exact(run: Run, tmp_path: Path) -> None:
         assert torch.equal(tensor, other[name]), name
 
 
+def test_two_depths_are_learnt_beside_an_unchanged_head(run: Run, tmp_path: Path) -> None:
+    """The second level rises by its own gradients; the head's are those of one depth."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = (*DEEP, "--kind", "block", "--steps", "120", "--save-dtype", "float32")
+    run(one, *options)
+    result = run(two, *options, "--depth", "2")
+    assert "second level top-1" in result.stdout
+    first, both = (load_file(folder / "head.safetensors") for folder in (one, two))
+    assert all(torch.equal(tensor, both[name]) for name, tensor in first.items())
+    assert {name.split(".")[0] for name in both.keys() - first.keys()} == {"second"}
+    assert both["second.fuse"].abs().max() > 0, "the token is heard"
+    figures = training(two)["figures"]
+    assert figures["held_out"]["second"]["count"] == figures["held_out"]["count"]
+    shares = [r["heads"]["block-exit2-stages2-depth2"]["second_acceptance"] for r in curve(two)]
+    assert shares[-1] > shares[0] + 0.03
+    assert read_info(two).depth == 2
+
+
+def test_taps_of_two_depths(run: Run, tmp_path: Path) -> None:
+    run(tmp_path, "--split", "2,1,1", "--depth", "2", "--steps", "1")
+    info = read_info(tmp_path)
+    assert info.taps == (Tap(2, 0), Tap(2, 1), Tap(3, 2), Tap(3, 3), Tap(4, 4))
+
+
+def test_resume_takes_the_text_of_the_checkpoint(run: Run, tmp_path: Path, monkeypatch) -> None:
+    """With more time than before, no round is written that the checkpoint has not seen."""
+    monkeypatch.setenv("PPSD_CACHE", str(tmp_path / "cache"))
+    options = (*DEEP, "--steps", "4", "--checkpoint-every", "2")
+    run(tmp_path / "head", *options, "--text-seconds", "0")
+    run(tmp_path / "head", *options, "--text-seconds", "1000", "--resume")
+    assert len(list((tmp_path / "cache").rglob("round-*.jsonl"))) == 1
+
+
+def test_checkpoints_of_heads_of_one_vocabulary(run: Run, tmp_path: Path) -> None:
+    """They share the list of its tokens in memory."""
+    shape = "exit=2,stages=2,kind=block,vocab=32"
+    run(tmp_path, "--spec", f"name=a,{shape}", "--spec", f"name=b,{shape}", "--steps", "2")
+    run(
+        tmp_path, "--spec", f"name=a,{shape}", "--spec", f"name=b,{shape}", "--steps", "2",
+        "--resume",
+    )  # fmt: skip
+    assert (tmp_path / "b" / "head.safetensors").exists()
+
+
 def test_resume_refuses_other_settings(run: Run, tmp_path: Path) -> None:
     run(tmp_path, *DEEP, "--steps", "2")
     with pytest.raises(ConfigError, match="continue it with --resume"):
@@ -183,6 +227,9 @@ def test_base_model_without_a_template(run: Run, tmp_path: Path) -> None:
         (("--split", "2,2", "--stages", "3"), "not the split's 2"),
         (("--split", "2,2", "--exit-layer", "1"), "disagree"),
         (("--exit-layer", "2", "--kind", "tree"), "mlp, block, deep"),
+        (("--exit-layer", "2", "--depth", "3"), "--depth 3: choose 1 or 2"),
+        (("--exit-layer", "2", "--depth", "2", "--kind", "mlp"), "--kind block or deep"),
+        (("--exit-layer", "2", "--depth", "2", "--blocks", "1"), "--blocks 2 or more"),
         (("--exit-layer", "2", "--blocks", "0"), "--blocks 0"),
         (("--exit-layer", "2", "--draft-vocab", "9999"), "--draft-vocab 9999"),
         (("--exit-layer", "2", "--lr", "nan"), "--lr nan"),

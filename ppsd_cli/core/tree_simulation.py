@@ -12,7 +12,7 @@ from random import Random
 
 from ppsd_cli.core.events import Outcome
 from ppsd_cli.core.plan import Node
-from ppsd_cli.core.tree import Tree, best_children
+from ppsd_cli.core.tree import CONTINUED, Child, Tree, best_children, best_of_two_depths
 
 Guesses = Sequence[Sequence[tuple[int, float]]]
 """For each token of an answer but the first its best guesses with their log shares, best first."""
@@ -43,10 +43,22 @@ class TreeSimulation:
     """One answer's tree. False tokens are numbers below zero."""
 
     def __init__(
-        self, rows: Guesses, tokens: Sequence[int], *, stages: int, width: int, random: Random
+        self,
+        rows: Guesses,
+        tokens: Sequence[int],
+        *,
+        stages: int,
+        width: int,
+        random: Random,
+        second: Guesses | None = None,
     ) -> None:
-        """``rows`` for ``tokens[1:]``; of each the best ``width`` are used."""
+        """``rows`` for ``tokens[1:]``; of each the best ``width`` are used.
+
+        ``second``: with two depths a tick, the guesses for the same tokens where the token before
+        them enters in the same tick.
+        """
         self._rows, self._tokens, self._stages, self._width = rows, tokens, stages, width
+        self._second = second
         self._random, self._tree, self._serial = random, Tree(), 0
         self._true: dict[int, bool] = {}
         self._last = len(tokens) - 1
@@ -83,7 +95,8 @@ class TreeSimulation:
         if position > self._last:
             return []
         if tree.due is not None:
-            entering = [self._node(position, tree.due[1], None, 0.0, true=True)]
+            root = self._node(position, tree.due[1], None, 0.0, true=True)
+            entering = [root, *self._behind_due(root)]
         else:
             entering = self._guesses()
         if entering:
@@ -91,21 +104,46 @@ class TreeSimulation:
         return entering
 
     def _guesses(self) -> list[Node]:
-        leaves = self._tree.leaves
-        offered = [self._offer(leaf) for leaf in leaves]
-        best = best_children(leaves, offered, self._width)
-        return [self._child(child.node, child.token_id, child.score) for child in best]
+        leaves = [leaf for leaf in self._tree.leaves if leaf.position < self._last]
+        offered = [
+            self._offer(self._rows, leaf.position, self._true[leaf.serial]) for leaf in leaves
+        ]
+        first = best_children(leaves, offered, self._width)
+        second = [child for each in first[:CONTINUED] for child in self._behind(each)]
+        made: dict[int, Node] = {}
+        for child in best_of_two_depths(first, second, self._width):
+            above = child.parent
+            made[id(child)] = self._child(
+                made[id(above)] if isinstance(above, Child) else above, child.token_id, child.score
+            )
+        return list(made.values())
+
+    def _behind(self, child: Child) -> list[Child]:
+        """The second depth behind a guess."""
+        if self._second is None or child.position >= self._last:
+            return []
+        true = self._true[child.node.serial] and child.token_id == self._tokens[child.position - 1]
+        offer = self._offer(self._second, child.position, true)
+        return [Child(child, token, child.score + share) for token, share in offer]
+
+    def _behind_due(self, root: Node) -> list[Node]:
+        """The second depth behind a token that is due."""
+        if self._second is None or root.position >= self._last or self._width == 1:
+            return []
+        offer = self._offer(self._second, root.position, true=True)
+        return [self._child(root, token, share) for token, share in offer[: self._width - 1]]
 
     def _child(self, parent: Node, token: int, score: float) -> Node:
         position = parent.position + 1
         true = self._true[parent.serial] and token == self._tokens[position - 1]
         return self._node(position, token, parent.serial, score, true=true)
 
-    def _offer(self, leaf: Node) -> Sequence[tuple[int, float]]:
-        """The given guesses on a true text; on another, wrong ones with shares of elsewhere."""
-        if self._true[leaf.serial]:
-            return self._rows[leaf.position - 1][: self._width]
-        row = self._random.choice(self._rows)[: self._width]
+    def _offer(self, rows: Guesses, position: int, true: bool) -> Sequence[tuple[int, float]]:
+        """The given guesses behind ``position`` on a true text; on another, wrong ones with shares
+        of elsewhere."""
+        if true:
+            return rows[position - 1][: self._width]
+        row = self._random.choice(rows)[: self._width]
         return [(-1 - rank, share) for rank, (_, share) in enumerate(row)]
 
     def _node(
