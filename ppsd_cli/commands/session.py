@@ -161,6 +161,7 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
         head = RAW_EXIT
     info = describe_head(head)
     split = _split(settings, spec, info, decoder=decoder, head=head)
+    _check_depth(settings, decoder, head, info)
     if info is not None:
         check_fit(
             info,
@@ -191,7 +192,6 @@ def make_plan(choice: ModelChoice, flags: Settings, progress: Callable[[str], No
         width=(settings.width or 1) if decoder == "ppsd" else 1,
         depth=_depth_of(settings, decoder),
     )
-    _check_depth(config, info)
     draft_length = (settings.draft_length or DEFAULT_DRAFT_LENGTH) if decoder == "eesd" else 0
     check_engine(config, draft_length=draft_length)
     reason = reason or profile_reason(flags, profile, decoder)
@@ -246,17 +246,18 @@ def _depth_of(settings: Settings, decoder: str) -> int:
     return (settings.depth or 1) if decoder == "ppsd" else 1
 
 
-def _check_depth(config: PipelineConfig, info: HeadInfo | None) -> None:
+def _check_depth(settings: Settings, decoder: str, head: str | None, info: HeadInfo | None) -> None:
     """Two depths need a tree to hold them, and a head that goes on from its own state."""
-    if config.depth == 1:
+    depth = _depth_of(settings, decoder)
+    if depth == 1:
         return
-    if config.width == 1:
-        raise ConfigError(f"--depth {config.depth} needs a tree; add --width, such as 4")
-    if info is None or info.depth < config.depth:
-        name = RAW_EXIT if info is None else Path(str(config.head)).name
+    if (settings.width or 1) == 1:
+        raise ConfigError(f"--depth {depth} needs a tree; add --width, such as 4")
+    if info is None or info.depth < depth:
+        name = RAW_EXIT if info is None else Path(str(head)).name
         raise ConfigError(
-            f"--depth {config.depth}: the head {name} guesses one depth per tick; "
-            f"train one with `ppsd train-head --depth {config.depth}`"
+            f"--depth {depth}: the head {name} guesses one depth per tick; "
+            f"train one with `ppsd train-head --depth {depth}`"
         )
 
 
