@@ -1,5 +1,7 @@
 """Two depths of guesses a tick: the answer is the model's, and every guess that of its own path."""
 
+import json
+
 import pytest
 import torch
 from models import CONTEXT, answer, prompt_of, save_head
@@ -33,16 +35,14 @@ def test_answers_over_splits_widths_and_ranks(tiny, tmp_path, kind, split, taps)
     model, prompt = tiny(kind), prompt_of(37)
     save_head(tmp_path, model, taps, depth=2)
     runner = model.double(split, head=str(tmp_path), width=8, depth=2)
-    for width, sampling in ((2, Sampling()), (5, HOT), (8, Sampling())):
+    for width, depth, sampling in ((2, 2, Sampling()), (5, 1, HOT), (8, 2, HOT)):
         reference = plain(model, prompt, sampling=sampling)
         for forced in ({}, right_and_ranks(reference, width)):
-            for depth in (2, 1):
-                run = answer(
-                    runner, prompt, count=COUNT, width=width, depth=depth, sampling=sampling,
-                    **forced,
-                )  # fmt: skip
-                assert_equal_answers(run, reference)
-                assert_costs(run, len(split), depth=depth)
+            run = answer(
+                runner, prompt, count=COUNT, width=width, depth=depth, sampling=sampling, **forced
+            )
+            assert_equal_answers(run, reference)
+            assert_costs(run, len(split), depth=depth)
         assert run.count(Outcome.ACCEPTED) > COUNT / 3, "most ranks are in the tree"
 
 
@@ -66,7 +66,7 @@ def test_every_guess_is_that_of_its_own_path(tiny, tmp_path, split, taps):
 def test_a_right_second_level_commits_two_tokens_a_tick(tiny, tmp_path):
     model, prompt = tiny("llama"), prompt_of(20)
     save_head(tmp_path, model, [(2, 0)], depth=2)
-    runner, reference = model.double((2, 4), head=str(tmp_path), width=2, depth=2), None
+    runner = model.double((2, 4), head=str(tmp_path), width=2, depth=2)
     reference = plain(model, prompt)
     ticks = {}
     for depth in (1, 2):
@@ -143,8 +143,6 @@ def test_head_files_of_two_depths(tiny, tmp_path):
 def test_descriptions_that_cannot_be(tiny, tmp_path, changes, words):
     save_head(tmp_path, tiny("qwen3"), [(2, 0)], depth=2)
     path = tmp_path / "head.json"
-    import json
-
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(AssetError, match=words):
         read_info(tmp_path)
