@@ -124,14 +124,21 @@ class Small:
     def graph(self, split: Sequence[int], **changes: Any) -> Runner:
         """The graph runner, drafting by raw exit unless told otherwise.
 
-        ``groups``: stages of each device, where this device is to play several.
+        ``groups``: stages of each device, where this device is to play several; with several GPUs
+        they take turns.
         """
         from ppsd_cli.runtime.cuda.build import load_graph_runner
 
         config = self.tiny.config(split, slots=CONTEXT, chunk=CHUNK, dtype=self.dtype)
-        devices = (self.device,) * len(split)
         groups = changes.pop("groups", None)
+        devices = self._devices(groups or (len(split),))
         return load_graph_runner(replace(config, devices=devices, **changes), groups=groups)
+
+    def _devices(self, groups: Sequence[int]) -> tuple[str, ...]:
+        """The device of each stage."""
+        count = torch.cuda.device_count() if self.device.startswith("cuda") else 0
+        names = [f"cuda:{index % count}" if count else self.device for index in range(len(groups))]
+        return tuple(name for name, size in zip(names, groups, strict=True) for _ in range(size))
 
     def local(self, split: Sequence[int], **changes: Any) -> Runner:
         """The in-process runner of torch, on the CPU and in float32: what is to be equalled."""

@@ -46,6 +46,8 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--gpus", nargs="+", type=int, help="numbers of GPUs; default: 2, 4, 8")
     parser.add_argument("--layers", type=int, help="only so many layers of each shape")
     parser.add_argument("--cpu", action="store_true", help="this host's CPU, although it has GPUs")
+    parser.add_argument("--acceptance", nargs="+", type=float, help="of chains and trees")
+    parser.add_argument("--missed", type=float, help="share of misses that a tree misses, too")
     parser.add_argument("--links", nargs="+", choices=LINKS, default=list(LINKS))
     parser.add_argument("--parts", nargs="+", default=[], help="only these, such as '*/tp/*'")
     parser.add_argument("--tokens", type=int, help="of each answer")
@@ -85,6 +87,10 @@ def setup_of(options: argparse.Namespace) -> Setup:
         setup = replace(setup, slow_acceptance=setup.acceptance)
     if options.eager:
         setup = replace(setup, variants=("eager",))
+    if options.acceptance:
+        setup = replace(setup, acceptance=tuple(sorted(options.acceptance)))
+    if options.missed is not None:
+        setup = replace(setup, missed=options.missed)
     return replace(
         setup, tokens=options.tokens or setup.tokens, answers=options.answers or setup.answers
     )

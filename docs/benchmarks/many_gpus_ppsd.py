@@ -87,9 +87,8 @@ class Bench:
     def _tree(self, engine: Engine, prompts: list, plain: list[dict], share: float) -> dict:
         rows, width = [], self._setup.width
         for index, prompt in enumerate(prompts):
-            tree = forced_tree(
-                plain[index]["ids"], (share, among_of(share)), width, seed=0, key=_key(index)
-            )
+            both = share, among_of(share, self._setup.missed)
+            tree = forced_tree(plain[index]["ids"], both, width, seed=0, key=_key(index))
             drafting = Drafting(
                 True,
                 tree.tokens,
