@@ -9,7 +9,7 @@ from ppsd_cli.model.head_files import HeadInfo
 from ppsd_cli.model.places import spec_of
 from ppsd_cli.model.random_weights import RANDOM_DEEP
 from ppsd_cli.model.spec import ModelSpec
-from ppsd_cli.runtime.engine import on_one_gpu, serves_trees
+from ppsd_cli.runtime.engine import on_one_gpu
 from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
 from ppsd_cli.runtime.placement import Costs, choose_split
 from ppsd_cli.tasks.calibrate.candidates import Layout
@@ -35,7 +35,7 @@ from ppsd_cli.tasks.calibrate.shared_cores import WINDOWS, time_shared
 STAND_IN = RANDOM_DEEP
 """A head of random numbers: what a trained one of its size would take."""
 _LENGTHS = (64, 256, 768)
-_ENGINE_WIDTHS = (4, 8)
+_ENGINE_WIDTHS = (1, 4, 8)
 """On GPUs a level of 2 takes as long as one of 4, and every width has kernels to compile."""
 Parts = dict[tuple[int, int], PartTimes]
 Found = tuple[Times, tuple[Timing, ...], tuple[PartTimes, ...], Boundary | None]
@@ -81,20 +81,11 @@ def measure_times(subject: Subject, step: Callable[[], None]) -> Found:
     if on_one_gpu(devices):
         stages = sorted(subject.layout.devices)
         steps, timings = time_steps(
-            bench, layers=layers, stages=stages, heads=sizes, widths=_engine_widths(subject)
+            bench, layers=layers, stages=stages, heads=sizes, widths=_ENGINE_WIDTHS
         )
         return steps, tuple(timings), (), None
-    times, timings = time_devices(
-        bench, devices, layers=layers, heads=sizes, widths=_engine_widths(subject)
-    )
+    times, timings = time_devices(bench, devices, layers=layers, heads=sizes, widths=_ENGINE_WIDTHS)
     return times, tuple(timings), (), None
-
-
-def _engine_widths(subject: Subject) -> tuple[int, ...]:
-    """Widths that the engine of these devices serves, 1 first."""
-    devices = subject.layout.devices[max(subject.layout.devices)]
-    served = serves_trees(replace(subject.config, devices=devices))
-    return (1, *_ENGINE_WIDTHS) if served else (1,)
 
 
 def windows(subject: Subject) -> int:
@@ -103,7 +94,7 @@ def windows(subject: Subject) -> int:
         groups = sum(group.windows for group in _groups(subject).values())
         plain = ROUNDS * len(subject.threads) * len(subject.lengths)
         return groups + plain + 1 + (WINDOWS if _crowd(subject) else 0)
-    widths = len(_engine_widths(subject)) - 1
+    widths = len(_ENGINE_WIDTHS) - 1
     return 2 * (1 + len(subject.layout.devices)) + 4 * widths + 2 * len(subject.head_names)
 
 
