@@ -94,7 +94,9 @@ class Chooser:
     def _make_room(self, width: int) -> None:
         columns, inner = self._matrix.shape
         device = self._matrix.device
-        tile = launch.output_tile(inner, columns, width=width, dtype=self._matrix.dtype)
+        tile = self._launcher.tile(
+            inner, columns, width=width, paired=False, dtype=self._matrix.dtype
+        )
         self.logits = torch.zeros(width, columns, dtype=torch.float32, device=device)
         self._votes = Votes.of(width, -(-columns // tile.rows), device)
         self._cut_votes = Votes.of(width, -(-columns // _VOTE_TILE), device)
