@@ -69,7 +69,7 @@ def layout(job: Job) -> Layout:
         draft_vocab=vocabulary,
     )
     why = _no_trees(base, setup.width)
-    config = base if why else replace(base, width=setup.width)
+    config = base if why else replace(base, width=setup.width, depth=setup.depth)
     return Layout(spec, config, why, deep if drafting else 0)
 
 
@@ -116,8 +116,9 @@ def load(plan: Layout) -> tuple[list[Stage], DraftHead | None]:
     weights = random_head(
         loader,
         loader.lm_matrix(),
-        taps=random_taps(RANDOM_DEEP, config.split),
+        taps=random_taps(RANDOM_DEEP, config.split, depth=config.depth),
         draft_vocab=config.draft_vocab or spec.vocabulary,
+        depth=config.depth,
     )
     ring = plan.slots if config.width > 1 else (config.stages + 1) * config.chunk + _SLACK
     return stages, DraftHead(spec, weights, slots=plan.slots, ring=ring)

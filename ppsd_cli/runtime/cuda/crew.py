@@ -130,13 +130,17 @@ class Crew:
             for member in self.members
         ]
 
-    def with_trees(self, width: int) -> "Crew":
-        """The same devices for levels of ``width`` nodes, with boxes of their own."""
+    def with_trees(self, width: int, depth: int = 1) -> "Crew":
+        """The same devices for levels of ``width`` nodes, with boxes of their own.
+
+        ``depth``: depths of guesses that enter in one tick.
+        """
         members: list[Member] = []
         for member in self.members:
             pod = member.pod
             assert isinstance(pod, Pod), "a crew of trees"
-            tree = TreeFollower(pod, width) if members else TreePod(pod, width)
+            kind = TreeFollower if members else TreePod
+            tree = kind(pod, width, depth)
             members.append(Member(tree, member.recorder, member.clock))
         return Crew(members, through_host=self._through_host)
 
