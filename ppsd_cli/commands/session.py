@@ -49,7 +49,7 @@ from ppsd_cli.runtime.placement import (
 )
 
 DEFAULT_CONTEXT = 8192
-RANDOM_NOTE = "random weights: only the time has a meaning, not the tokens"
+RANDOM_NOTE = "random weights: only the time has a meaning, not the tokens nor a head's own guesses"
 _PACKAGE = Path(ppsd_cli.__file__).parent
 
 
