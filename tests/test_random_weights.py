@@ -294,6 +294,22 @@ def test_chains_with_random_heads_equal_plain_decoding(plain, head, split, patte
         assert (accepted, corrected) == (0, 58)
 
 
+@pytest.mark.parametrize("head", [RANDOM_DEEP, RANDOM_BLOCK])
+def test_random_heads_go_on_behind_a_guess(plain, head):
+    """Their own guesses are wrong; forced ones that are right commit two tokens a tick."""
+    config = pipeline((2, 3, 1), head, width=4, depth=2)
+    ticks = []
+    for forced in (
+        {},
+        {"forced": plain.ids, "ranks": (0,) * 60, "rank_scores": (-0.1, -3, -4, -5)},
+    ):
+        tree = run(config, width=4, depth=2, **forced)
+        assert tree.ids == plain.ids
+        ticks.append(tree.commits[-1].tick)
+    assert tree.count(Outcome.ACCEPTED) > 50
+    assert ticks[1] < 40 < 170 < ticks[0]
+
+
 @pytest.mark.slow
 def test_stage_processes_make_the_same_weights(plain):
     """Nothing but the place's text travels; each process makes its own part."""

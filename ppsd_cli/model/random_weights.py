@@ -30,9 +30,10 @@ from torch import Tensor
 
 from ppsd_cli.errors import AssetError
 from ppsd_cli.model.head_files import reduce_output
-from ppsd_cli.model.heads import DeepWeights, HeadWeights, Tap
+from ppsd_cli.model.heads import DeepWeights, HeadWeights, Tap, lagged_taps
 from ppsd_cli.model.layers import LayerWeights
 from ppsd_cli.model.load import Loader
+from ppsd_cli.model.second_level import SecondLevel
 from ppsd_cli.model.shapes import tensor_shapes
 from ppsd_cli.model.spec import ModelSpec
 
@@ -134,14 +135,13 @@ def residual_scale(spec: ModelSpec) -> float:
     return float((2 * spec.layers) ** -0.5)
 
 
-def random_taps(head: str, split: tuple[int, ...]) -> tuple[Tap, ...]:
+def random_taps(head: str, split: tuple[int, ...], *, depth: int = 1) -> tuple[Tap, ...]:
     """What a random head reads: the exit layer and, if deep, the deepest state at each lag.
 
-    Stage k has put out the first ``sum(split[: k + 1])`` layers of a token k boundaries later.
+    ``depth``: depths of guesses that enter in one tick; see ``lagged_taps``.
     """
     assert head in RANDOM_HEADS
-    lags = len(split) if head == RANDOM_DEEP else 1
-    return tuple(Tap(sum(split[: lag + 1]), lag) for lag in range(lags))
+    return lagged_taps(split, depth=depth) if head == RANDOM_DEEP else (Tap(split[0], 0),)
 
 
 def random_head(
@@ -151,16 +151,17 @@ def random_head(
     taps: tuple[Tap, ...],
     blocks: int = BLOCKS,
     draft_vocab: int = DRAFT_VOCABULARY,
-    seed: int = 0,
+    depth: int = 1,
 ) -> HeadWeights:
     """A draft head of random numbers that works as long as a trained one: deep with several taps.
 
     Its guesses are worthless, also on random weights: a negative norm puts the likeliest token
     last. Forced drafts stand in for them. ``lm_matrix`` [H, V] is the model's own; the first
     ``draft_vocab`` columns are used, all where the model has no more.
+    ``depth`` 2: with a second level.
     """
     spec, far = loader.spec, len(taps) - 1
-    maker = _HeadMaker(loader, Noise(seed, loader.device))
+    maker = _HeadMaker(loader, Noise(0, loader.device))
     h, kv = spec.hidden, 2 * spec.kv_heads * spec.head_dim
     ids = None
     if draft_vocab < spec.vocabulary:
@@ -174,7 +175,16 @@ def random_head(
         )
     output = reduce_output(-loader.final_norm(), lm_matrix, spec.rms_eps, ids)
     layers = tuple(maker.block(f"head.blocks.{i}.") for i in range(blocks))
-    return HeadWeights(taps, output, layers, deep=deep)
+    second = None
+    if depth > 1:
+        second = SecondLevel(
+            state_norm=maker.ones(h),
+            token_norm=maker.ones(h),
+            fuse=maker.matrix("head.second.fuse", 2 * h, h),
+            layer=maker.block("head.second.layer."),
+            norm=output.norm,
+        )
+    return HeadWeights(taps, output, layers, deep=deep, second=second)
 
 
 @dataclass(frozen=True, slots=True)
