@@ -1,8 +1,7 @@
 """A worker of ``many_gpus.py``: plain decoding, chains and trees over the devices of one part.
 
-The real head runs and only its output is replaced (fixed acceptance). The text is made to be one
-that rounding cannot change, so that what is forced is right in trees, too
-(``many_gpus_layout.speak``).
+The real head runs and only its output is replaced (fixed acceptance). Random weights give a text
+that rounding does not change (``model.random_weights``), so what is forced is right in trees, too.
 """
 
 import json
