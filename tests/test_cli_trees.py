@@ -263,6 +263,19 @@ def test_trees_at_fixed_acceptance_draw_from_their_own_answer(bench, monkeypatch
     assert drawn == [texts["ppsd-w3@1/1"]] * 4
 
 
+def test_random_weights_say_the_same_in_wider_matrices(bench):
+    """So trees and EESD are right as often as they are told to."""
+    args = ("--random-weights", "tiny", "--acceptance", "0.7/0.9", "--width", "4", "-n", "48")
+    others = ("--decoders", "ppsd,eesd", "--draft-length", "3", "--dtype", "bfloat16")
+    result = bench("--json", *args, *others)
+    assert result.code == 0, result.err
+    found = json.loads(result.out)["decoders"]
+    assert all(figures["identical"] == figures["answers"] for figures in found.values())
+    shares = {name: figures["acceptance_rate"] for name, figures in found.items() if "@" in name}
+    expected = {"ppsd@0.7": 0.7, "ppsd-w4@0.7/0.9": 0.9, "eesd-3@0.7": 0.7}
+    assert shares == pytest.approx(expected, abs=0.12)
+
+
 def test_two_shares_go_with_a_width_of_the_profile(ppsd, bench, tmp_path):
     profile = tmp_path / "wide.yaml"
     settings = "{split: [2, 2, 2], devices: [cpu], width: 3}"

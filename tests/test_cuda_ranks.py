@@ -24,6 +24,7 @@ from test_cuda_trees import nodes_of
 from trees import right_and_ranks
 
 from ppsd_cli.core.plan import Sampling
+from ppsd_cli.model.heads import lagged_taps
 
 TESTS = Path(__file__).parent
 DEEP = ((1, 0), (2, 1), (4, 2))
@@ -88,7 +89,8 @@ def on_ranks(model: Small, jobs: list[dict]) -> tuple[list[list[Run | None]], st
         len(devices), "torchrun_graphs.py", str(model.tiny.folder), str(told), str(output)
     )
     assert output.exists(), ranks.stderr.decode()
-    assert (ranks.returncode != 0) == any("fails" in job for job in jobs)
+    failed = any("fails" in job for job in jobs)
+    assert (ranks.returncode != 0) == failed, ranks.stderr.decode()
     return pickle.loads(output.read_bytes())
 
 
@@ -144,44 +146,53 @@ def test_chains(tmp_path, devices, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize(("devices", "dtype"), PLACES)
 def test_trees(tmp_path, devices, dtype):
-    """Answers of several widths and a chain after each other, guesses forced at various ranks and
-    the head's own, sampling, ahead of the host and with logits; faults in what is sent.
+    """Answers of several widths, a chain and two depths after each other, guesses forced at
+    various ranks and the head's own, sampling, ahead of the host and with logits; faults in what
+    is sent.
     """
     from torchrun_graphs import FAULTS, answer
 
     model = Small(cuda_cases.save_small(tmp_path / "model", "llama"), devices[0], dtype, tmp_path)
     forced = right_and_ranks(model.plain(prompt(12), 6), 4)
-    head, (even, early) = model.head(DEEP, blocks=1), SPLITS[len(devices)]
+    (even, early), interpreted = SPLITS[len(devices)], devices[0] == "cpu"
     deep = [
-        {"length": 12, "count": 5, "width": 4} | forced,
+        {"length": 12, "count": 4, "width": 4} | forced,
         {"length": 19, "count": 2},
         {"length": 12, "count": 3, "width": 3, "sampling": DRAWN, "tree_scale": 0.7},
         {"length": 12, "count": 4, "width": 2, "keep_logits": False} | forced,
         {"length": 30, "seed": 2, "count": 2, "width": 4},
     ]
-    raw = [{"length": 12, "count": 4, "width": 3} | forced]
-    common, interpreted = {"devices": devices, "dtype": dtype}, devices[0] == "cpu"
+    taps = [(tap.depth, tap.lag) for tap in lagged_taps(even, depth=2)]
     jobs = [
-        {"split": even, "head": head, "answers": deep} | common,
-        {"split": early, "head": "raw", "answers": raw, "grouped": interpreted} | common,
+        {"split": even, "head": model.head(DEEP, blocks=1), "answers": deep},
+        {
+            "split": early,
+            "head": "raw",
+            "answers": [{"length": 12, "count": 4, "width": 3} | forced],
+            "grouped": interpreted,
+        },
+        {
+            "split": even,
+            "head": model.head(taps, depth=2),
+            "answers": [{"length": 12, "count": 4, "width": 4, "depth": 2} | forced],
+        },
     ]
-    faults = FAULTS if interpreted else ()
-    for fault in faults:
-        jobs.append({"split": even, "head": head, "answers": deep[:1], "fault": fault} | common)
-    (runs, others, *wrong), _ = on_ranks(model, jobs)
-    several = model.graph(even, head=head, width=4, groups=(1,) * len(devices))
-    for run, options in list(zip(runs, deep, strict=True))[: 1 if interpreted else None]:
-        same_numbers(run, answer(several, **options))
-    if not model.same_numbers:
-        several = model.graph(early, width=3, groups=(1,) * len(devices))
-        same_numbers(others[0], answer(several, **raw[0]))
-        return
-    for run, options in zip(runs, deep, strict=True):
-        same_answers(run, answer(model.local(even, head=head, width=4), **options), **options)
-    same_answers(others[0], answer(model.local(early, width=3), **raw[0]), **raw[0])
-    for _fault, (run,) in zip(faults, wrong, strict=True):
+    faults = [jobs[0] | {"answers": deep[:1], "fault": name} for name in FAULTS if interpreted]
+    common = {"devices": devices, "dtype": dtype}
+    found, _ = on_ranks(model, [job | common for job in jobs + faults])
+    for job, runs in zip(jobs, found, strict=False):
+        first = job["answers"][0]
+        settings = {"head": job["head"], "width": first["width"], "depth": first.get("depth", 1)}
+        several = model.graph(job["split"], groups=(1,) * len(devices), **settings)
+        for run, options in zip(runs, job["answers"], strict=True):
+            if not interpreted or run is found[0][0]:
+                same_numbers(run, answer(several, **options))
+            if model.same_numbers:
+                local = model.local(job["split"], **settings)
+                same_answers(run, answer(local, **options), **options)
+    for (run,) in found[len(jobs) :]:
         with pytest.raises(AssertionError):
-            same_answers(run, runs[0], **deep[0])
+            same_answers(run, found[0][0], **deep[0])
 
 
 def same_answers(

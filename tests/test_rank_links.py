@@ -97,9 +97,7 @@ def test_what_ranks_do_not_serve(monkeypatch):
     engine.check_engine(config)
     with pytest.raises(ConfigError, match="eesd.*drop torchrun"):
         engine.check_engine(config, draft_length=3)
-    engine.check_engine(replace(config, width=2))
-    with pytest.raises(ConfigError, match="--depth 2 on cuda:0"):
-        engine.check_engine(replace(config, width=2, depth=2))
+    engine.check_engine(replace(config, width=2, depth=2))
     monkeypatch.setattr(engine, "find_spec", lambda _name: object())
     assert not engine.on_one_gpu(config.devices), "equal names on several hosts"
 

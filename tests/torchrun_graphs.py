@@ -122,9 +122,11 @@ FAULTS = {"late letters": late_letters, "no targets": no_targets, "no states": n
 
 def settings(model: str, job: dict[str, Any]) -> PipelineConfig:
     split, devices = tuple(job["split"]), tuple(job["devices"])
-    width = max(options.get("width", 1) for options in job["answers"])
+    most = {
+        name: max(options.get(name, 1) for options in job["answers"]) for name in ("width", "depth")
+    }
     return PipelineConfig(
-        model, MODEL_HASH, split, devices, job["dtype"], CONTEXT, CHUNK, job["head"], width=width
+        model, MODEL_HASH, split, devices, job["dtype"], CONTEXT, CHUNK, job["head"], **most
     )
 
 

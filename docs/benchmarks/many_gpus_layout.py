@@ -1,6 +1,5 @@
 """The pipeline of one part of ``many_gpus.py``: split, devices, memory, weights and head."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -69,7 +68,7 @@ def layout(job: Job) -> Layout:
         draft_vocab=vocabulary,
     )
     why = _no_trees(base, setup.width)
-    config = base if why else replace(base, width=setup.width)
+    config = base if why else replace(base, width=setup.width, depth=setup.depth)
     return Layout(spec, config, why, deep if drafting else 0)
 
 
@@ -109,15 +108,15 @@ def load(plan: Layout) -> tuple[list[Stage], DraftHead | None]:
         stage = Stage.load(_loader(plan, name), config.part(number), slots=plan.slots)
         stage.tap_depths = tap_depths(config, number)
         stages.append(stage)
-    speak(stages)
     if config.head is None:
         return stages, None
     loader = _loader(plan, config.devices[0])
     weights = random_head(
         loader,
         loader.lm_matrix(),
-        taps=random_taps(RANDOM_DEEP, config.split),
+        taps=random_taps(RANDOM_DEEP, config.split, depth=config.depth),
         draft_vocab=config.draft_vocab or spec.vocabulary,
+        depth=config.depth,
     )
     ring = plan.slots if config.width > 1 else (config.stages + 1) * config.chunk + _SLACK
     return stages, DraftHead(spec, weights, slots=plan.slots, ring=ring)
@@ -127,23 +126,3 @@ def _loader(plan: Layout, name: str) -> Loader:
     device = torch.device(name)
     checkpoint = RandomCheckpoint(plan.spec, 0, device)
     return Loader(checkpoint, plan.spec, getattr(torch, plan.config.dtype), device)
-
-
-def speak(stages: Sequence[Stage]) -> None:
-    """Make the text one that rounding does not change: behind token t comes t + 1.
-
-    With random weights the best two tokens are often nearly level, so wider matrices soon lead to
-    another text, in which all that is forced is wrong. Here embeddings outweigh what the layers
-    add, and column t + 1 of the LM matrix is the embedding of t. No size changes, so no time does.
-    """
-    first, last = stages[0], stages[-1]
-    assert first.embedding is not None
-    assert last.output is not None
-    assert not first.spec.tied
-    lm, rows = last.output.lm_matrix, first.embedding
-    count, step = rows.shape[1], 4096
-    for begin in range(0, count, step):  # some at a time, so that no whole matrix is made again
-        some = torch.arange(begin, min(begin + step, count))
-        behind = (some + 1) % count
-        lm[:, behind.to(lm.device)] = rows[:, some.to(rows.device)].to(lm.device)
-    rows.mul_(first.spec.hidden**0.5)

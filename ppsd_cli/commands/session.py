@@ -27,7 +27,7 @@ from ppsd_cli.config import (
 from ppsd_cli.errors import AssetError, ConfigError
 from ppsd_cli.model.head_files import HeadInfo, check_fit
 from ppsd_cli.model.places import RandomModel, random_model, spec_of
-from ppsd_cli.model.random_weights import RANDOM_DEEP
+from ppsd_cli.model.random_weights import RANDOM_DEEP, RANDOM_HEADS
 from ppsd_cli.model.spec import ModelSpec
 from ppsd_cli.model.spec_reader import generation_warnings, read_eos_ids
 from ppsd_cli.runtime.engine import (
@@ -49,7 +49,7 @@ from ppsd_cli.runtime.placement import (
 )
 
 DEFAULT_CONTEXT = 8192
-RANDOM_NOTE = "random weights: only the time has a meaning, not the tokens"
+RANDOM_NOTE = "random weights: only the time has a meaning, not the tokens nor a head's own guesses"
 _PACKAGE = Path(ppsd_cli.__file__).parent
 
 
@@ -253,7 +253,7 @@ def _check_depth(settings: Settings, decoder: str, head: str | None, info: HeadI
         return
     if (settings.width or 1) == 1:
         raise ConfigError(f"--depth {depth} needs a tree; add --width, such as 4")
-    if info is None or info.depth < depth:
+    if head not in RANDOM_HEADS and (info is None or info.depth < depth):
         name = RAW_EXIT if info is None else Path(str(head)).name
         raise ConfigError(
             f"--depth {depth}: the head {name} guesses one depth per tick; "

@@ -46,6 +46,16 @@ class Tap:
     lag: int
 
 
+def lagged_taps(split: Sequence[int], *, depth: int = 1) -> tuple[Tap, ...]:
+    """The end of every stage, lagged as the pipeline delivers it: what a deep head reads.
+
+    With two depths (``depth``) a token and the one before it may enter together, so that the token
+    ``lag`` before has certainly passed only ``lag // 2 + 1`` stages.
+    """
+    lags = range(depth * (len(split) - 1) + 1)
+    return tuple(Tap(sum(split[: lag // depth + 1]), lag) for lag in lags)
+
+
 @dataclass(frozen=True, slots=True)
 class MlpWeights:
     """A gated MLP on the exit state, without attention (kind ``mlp``)."""
@@ -133,6 +143,11 @@ class DraftHead:
     def caches(self) -> list[LayerCache]:
         """One for each block."""
         return self._caches
+
+    @property
+    def own(self) -> Tensor:
+        """States [S, H] before the output norm by slot, of a head with a second level."""
+        return self._own
 
     @property
     def tables(self) -> tuple[Tensor, Tensor]:

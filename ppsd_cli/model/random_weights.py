@@ -11,6 +11,11 @@ answer from sinking into one repeated token, which attention to everything alike
 about: queries and keys are doubled (attention picks a few tokens), and so is what the gated MLP
 puts out (the gate halves it).
 
+The text is one that rounding does not change, because wider matrices (trees, EESD) round
+otherwise and must not lead to another text, in which every forced guess is wrong. Embeddings
+outweigh what all layers add, and row t + 1 of the LM matrix is the embedding of t: behind token t
+comes t + 1, and 0 behind the last one. Where embeddings are the LM matrix, t comes again behind t.
+
 Shapes: H hidden, N query heads, M key/value heads, D head dimension, F intermediate,
 V vocabulary, K taps.
 """
@@ -25,9 +30,10 @@ from torch import Tensor
 
 from ppsd_cli.errors import AssetError
 from ppsd_cli.model.head_files import reduce_output
-from ppsd_cli.model.heads import DeepWeights, HeadWeights, Tap
+from ppsd_cli.model.heads import DeepWeights, HeadWeights, Tap, lagged_taps
 from ppsd_cli.model.layers import LayerWeights
 from ppsd_cli.model.load import Loader
+from ppsd_cli.model.second_level import SecondLevel
 from ppsd_cli.model.shapes import tensor_shapes
 from ppsd_cli.model.spec import ModelSpec
 
@@ -36,6 +42,10 @@ BLOCKS = 2
 RANDOM_DEEP, RANDOM_BLOCK = "random:deep", "random:block"
 RANDOM_HEADS = (RANDOM_DEEP, RANDOM_BLOCK)
 _GAIN = 2.0
+_EMBEDDING_STD = 2.0
+"""Over about 1 of what the layers add: in the shape ``tiny`` the best token's logit is at least 1.7
+above the next one's (0.03 with embeddings of 1), while logits' standard deviation is 1."""
+_EMBEDDING, _LM, _NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 _INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight")
 _GAINED = ("q_proj.weight", "k_proj.weight", "down_proj.weight", "q_norm.weight", "k_norm.weight")
 
@@ -93,11 +103,25 @@ class RandomCheckpoint:
         gain = _GAIN if name.endswith(_GAINED) else 1.0
         if len(found) == 1:
             value = 0.0 if name.endswith(".bias") else gain
+            if name == _NORM and self._spec.tied:  # logits of the same size as those of others
+                value = self._spec.hidden**-0.5 / _EMBEDDING_STD
             return torch.full(found, value, dtype=dtype, device=self._noise.device)
+        if name in (_EMBEDDING, _LM):
+            return self._vocabulary(name, dtype)
         std = gain * found[1] ** -0.5
         if name.endswith(_INTO_RESIDUAL):
             std *= residual_scale(self._spec)
         return self._noise.normal(name, found, std=std, dtype=dtype)
+
+    def _vocabulary(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Embeddings or LM matrix [V, H]: rows 1 to V, or 0 to V - 1, of the same V + 1 rows, of
+        which the last one is the first one too. Nothing is moved, and no second matrix is made.
+        """
+        std = _EMBEDDING_STD if name == _EMBEDDING else self._spec.hidden**-0.5
+        size = (self._spec.vocabulary + 1, self._spec.hidden)
+        rows = self._noise.normal(_EMBEDDING, size, std=std, dtype=dtype)
+        rows[0] = rows[-1]
+        return rows[1:] if name == _EMBEDDING else rows[:-1]
 
     def nbytes(self, names: Iterable[str], dtype: torch.dtype | None = None) -> int:
         """Bytes that ``names`` take together as ``dtype`` (default float32)."""
@@ -111,14 +135,13 @@ def residual_scale(spec: ModelSpec) -> float:
     return float((2 * spec.layers) ** -0.5)
 
 
-def random_taps(head: str, split: tuple[int, ...]) -> tuple[Tap, ...]:
+def random_taps(head: str, split: tuple[int, ...], *, depth: int = 1) -> tuple[Tap, ...]:
     """What a random head reads: the exit layer and, if deep, the deepest state at each lag.
 
-    Stage k has put out the first ``sum(split[: k + 1])`` layers of a token k boundaries later.
+    ``depth``: depths of guesses that enter in one tick; see ``lagged_taps``.
     """
     assert head in RANDOM_HEADS
-    lags = len(split) if head == RANDOM_DEEP else 1
-    return tuple(Tap(sum(split[: lag + 1]), lag) for lag in range(lags))
+    return lagged_taps(split, depth=depth) if head == RANDOM_DEEP else (Tap(split[0], 0),)
 
 
 def random_head(
@@ -128,15 +151,17 @@ def random_head(
     taps: tuple[Tap, ...],
     blocks: int = BLOCKS,
     draft_vocab: int = DRAFT_VOCABULARY,
-    seed: int = 0,
+    depth: int = 1,
 ) -> HeadWeights:
     """A draft head of random numbers that works as long as a trained one: deep with several taps.
 
-    Its guesses are worthless; forced drafts stand in for them. ``lm_matrix`` [H, V] is the
-    model's own; the first ``draft_vocab`` columns are used, all where the model has no more.
+    Its guesses are worthless, also on random weights: a negative norm puts the likeliest token
+    last. Forced drafts stand in for them. ``lm_matrix`` [H, V] is the model's own; the first
+    ``draft_vocab`` columns are used, all where the model has no more.
+    ``depth`` 2: with a second level.
     """
     spec, far = loader.spec, len(taps) - 1
-    maker = _HeadMaker(loader, Noise(seed, loader.device))
+    maker = _HeadMaker(loader, Noise(0, loader.device))
     h, kv = spec.hidden, 2 * spec.kv_heads * spec.head_dim
     ids = None
     if draft_vocab < spec.vocabulary:
@@ -148,9 +173,18 @@ def random_head(
             kv=maker.matrix("head.deep.kv", far, h, kv),
             fuse=maker.matrix("head.deep.fuse", far, h, h),
         )
-    output = reduce_output(maker.ones(h), lm_matrix, spec.rms_eps, ids)
+    output = reduce_output(-loader.final_norm(), lm_matrix, spec.rms_eps, ids)
     layers = tuple(maker.block(f"head.blocks.{i}.") for i in range(blocks))
-    return HeadWeights(taps, output, layers, deep=deep)
+    second = None
+    if depth > 1:
+        second = SecondLevel(
+            state_norm=maker.ones(h),
+            token_norm=maker.ones(h),
+            fuse=maker.matrix("head.second.fuse", 2 * h, h),
+            layer=maker.block("head.second.layer."),
+            norm=output.norm,
+        )
+    return HeadWeights(taps, output, layers, deep=deep, second=second)
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,11 +146,6 @@ def check_engine(config: PipelineConfig, *, draft_length: int = 0) -> None:
     """
     if not has_graphs(config):
         return
-    if config.depth > 1:
-        raise ConfigError(
-            f"--depth {config.depth} on {config.devices[0]}: GPUs take one depth per tick so far; "
-            "use --depth 1, or --devices cpu"
-        )
     if not draft_length:
         return
     if is_torchrun():

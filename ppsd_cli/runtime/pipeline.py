@@ -85,7 +85,7 @@ def head_taps(config: PipelineConfig) -> tuple[Tap, ...]:
     if config.head == RAW_EXIT:
         return (Tap(config.split[0], 0),)
     if config.head in RANDOM_HEADS:
-        return random_taps(config.head, config.split)
+        return random_taps(config.head, config.split, depth=config.depth)
     return read_info(Path(config.head)).taps
 
 
@@ -155,7 +155,8 @@ def _head_weights(config: PipelineConfig, loader: Loader, matrix: torch.Tensor) 
         return raw_exit(loader, config.split[0], matrix, columns=config.draft_vocab)
     if config.head in RANDOM_HEADS:
         columns = config.draft_vocab or DRAFT_VOCABULARY
-        return random_head(loader, matrix, taps=head_taps(config), draft_vocab=columns)
+        taps, depth = head_taps(config), config.depth
+        return random_head(loader, matrix, taps=taps, draft_vocab=columns, depth=depth)
     assert config.head is not None
     folder = Path(config.head)
     info: HeadInfo = read_info(folder)

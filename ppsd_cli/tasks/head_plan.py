@@ -7,7 +7,7 @@ from typing import Any
 
 from ppsd_cli.config import parse_split
 from ppsd_cli.errors import ConfigError
-from ppsd_cli.model.heads import Tap
+from ppsd_cli.model.heads import Tap, lagged_taps
 from ppsd_cli.model.spec import ModelSpec
 from ppsd_cli.runtime.placement import check_split, choose_split, costs_of, default_stages
 
@@ -39,15 +39,10 @@ class HeadPlan:
 
     @property
     def taps(self) -> tuple[Tap, ...]:
-        """A deep head reads the end of every stage, lagged as the pipeline delivers it.
-
-        With two depths a token and the one before it may enter together, so that the token ``lag``
-        before has certainly passed only ``lag // 2 + 1`` stages.
-        """
+        """A deep head reads the end of every stage; see ``lagged_taps``."""
         if self.kind != "deep":
             return (Tap(self.split[0], 0),)
-        lags = range(self.depth * (len(self.split) - 1) + 1)
-        return tuple(Tap(sum(self.split[: lag // self.depth + 1]), lag) for lag in lags)
+        return lagged_taps(self.split, depth=self.depth)
 
 
 @dataclass(frozen=True, slots=True)

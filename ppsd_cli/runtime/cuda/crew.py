@@ -130,9 +130,12 @@ class Crew:
             for member in self.members
         ]
 
-    def with_trees(self, width: int) -> "Crew":
-        """The same devices for levels of ``width`` nodes, with boxes of their own."""
-        members = [widened(member, width) for member in self.members]
+    def with_trees(self, width: int, depth: int = 1) -> "Crew":
+        """The same devices for levels of ``width`` nodes, with boxes of their own.
+
+        ``depth``: depths of guesses that enter in one tick.
+        """
+        members = [widened(member, width, depth) for member in self.members]
         return Crew(members, through_host=self._through_host)
 
     def record_alone(self, key: Hashable, launches: Callable[[], None]) -> None:
@@ -195,12 +198,12 @@ class Crew:
                 member.recorder.mark()
 
 
-def widened(member: Member, width: int) -> Member:
+def widened(member: Member, width: int, depth: int) -> Member:
     """The same device for levels of ``width`` nodes, without boxes."""
     pod = member.pod
     assert isinstance(pod, Pod), "a crew of trees"
-    tree = TreeFollower(pod, width) if pod.first else TreePod(pod, width)
-    return Member(tree, member.recorder, member.clock)
+    kind = TreeFollower if pod.first else TreePod
+    return Member(kind(pod, width, depth), member.recorder, member.clock)
 
 
 def devices_reach(devices: Sequence[torch.device]) -> bool:

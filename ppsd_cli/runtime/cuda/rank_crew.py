@@ -115,13 +115,10 @@ class RankCrew(Crew):
         self._homeward: Box | None = None
         self._connect()
 
-    def with_trees(self, width: int) -> "RankCrew":
-        """The same device for levels of ``width`` nodes, with boxes and exchanges of its own.
-
-        Clocks stay with this crew.
-        """
+    def with_trees(self, width: int, depth: int = 1) -> "RankCrew":
+        """See ``Crew.with_trees``; with exchanges of its own. Clocks stay with this crew."""
         return RankCrew(
-            self._config, self.rank, widened(self.home, width), self.links,
+            self._config, self.rank, widened(self.home, width, depth), self.links,
             vocabulary=self._vocabulary,
             watch=self._watch,
         )  # fmt: skip
