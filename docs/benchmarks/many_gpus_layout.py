@@ -51,9 +51,12 @@ def layout(job: Job) -> Layout:
     setup, part = job.setup, job.part
     spec, n = spec_for(part.shape, setup.layers), part.count
     drafting = n > 1
-    deep = (n - 1) * spec.hidden * (spec.hidden + 2 * spec.kv_heads * spec.head_dim)
+    lags = setup.depth * (n - 1)
+    deep = lags * spec.hidden * (spec.hidden + 2 * spec.kv_heads * spec.head_dim)
     vocabulary = min(DRAFT_VOCABULARY, spec.vocabulary)
-    costs = costs_of(spec, blocks=BLOCKS, draft_vocab=vocabulary, drafting=drafting)
+    costs = costs_of(
+        spec, blocks=BLOCKS, draft_vocab=vocabulary, drafting=drafting, depth=setup.depth
+    )
     costs = Costs(costs.lm, costs.head + drafting * deep / layer_parameters(spec))
     device = "cuda" if setup.devices else "cpu"
     alone = part.played or not setup.devices

@@ -4,7 +4,6 @@ Shapes: n stages, W rows of a level, H hidden, S slots, V' draft vocabulary, R r
 depth.
 """
 
-import torch
 from torch import Tensor
 
 from ppsd_cli.core.plan import Request, Sampling
@@ -59,8 +58,19 @@ class TreePod(TreeStages):
             self._second = SecondLane(
                 self.launcher, pod.head, rows=level.continued, path=level.path
             )
-            chooser, place = self._second.chooser, self._second.place
-            self._last = Ranking(self.launcher, chooser, self.board, place)
+            self._last = Ranking(
+                self.launcher, self._second.chooser, self.board, self._second.place
+            )
+        self._join_logits()
+
+    def _join_logits(self) -> None:
+        """One buffer for the logits of both depths, which may be fetched while graphs run."""
+        first, second = self.head.chooser, self._second
+        self._logits = first.logits
+        if second is not None:
+            rows = [self.width, self.level.continued]
+            self._logits = first.logits.new_zeros(sum(rows), first.logits.shape[1])
+            first.logits, second.chooser.logits = self._logits.split(rows)
 
     def _branch(self, stage: int) -> Branch:
         board = self.board
@@ -242,5 +252,4 @@ class TreePod(TreeStages):
 
     def head_logits(self) -> Tensor:
         """The head's logits [W + R, V'] of the last tick: behind each leaf, then behind guesses."""
-        first = self.head.chooser.logits
-        return first if self._second is None else torch.cat([first, self._second.chooser.logits])
+        return self._logits
