@@ -148,7 +148,7 @@ def test_chains(tmp_path, devices, dtype):
 def test_trees(tmp_path, devices, dtype):
     """Answers of several widths, a chain and two depths after each other, guesses forced at
     various ranks and the head's own, sampling, ahead of the host and with logits; faults in what
-    is sent.
+    is sent; a rank that fails while rank 0 does not look, and gives it time to say so.
     """
     from torchrun_graphs import FAULTS, answer
 
@@ -178,8 +178,14 @@ def test_trees(tmp_path, devices, dtype):
         },
     ]
     faults = [jobs[0] | {"answers": deep[:1], "fault": name} for name in FAULTS if interpreted]
+    hosts_wait = not interpreted and len(set(devices)) == 1
+    short = {"answers": [{"length": 5, "count": 2}], "fails": 3, "slow": 1.0}
+    fails = [] if hosts_wait else [jobs[1] | short]
     common = {"devices": devices, "dtype": dtype}
-    found, _ = on_ranks(model, [job | common for job in jobs + faults])
+    found, error = on_ranks(model, [job | common for job in [*jobs, *faults, *fails]])
+    if fails:
+        assert error.startswith(f"StageError: stage {len(devices) - 1} (layer")
+        assert f"{devices[-1]}): torch.OutOfMemoryError: CUDA" in error
     for job, runs in zip(jobs, found, strict=False):
         first = job["answers"][0]
         settings = {"head": job["head"], "width": first["width"], "depth": first.get("depth", 1)}

@@ -124,14 +124,18 @@ class Lost:
         return False
 
 
-def test_a_lost_rank_ends_the_wait_for_a_device(monkeypatch):
-    """Rank 2's connection breaks while the main thread waits for its device."""
+@pytest.mark.parametrize("speaks", [False, True])
+def test_a_lost_rank_ends_the_wait_for_a_device(monkeypatch, speaks):
+    """Rank 2's connection breaks, or it says that it fails, while the main thread waits for its
+    device.
+    """
     broken, aborted, stuck = threading.Event(), [], []
 
-    def receive(_tensor, rank, **_options):
+    def receive(word, rank, **_options):
         assert broken.wait(10)
-        if rank == 2:
+        if rank == 2 and not speaks:
             raise RuntimeError("connection closed by peer")
+        word.fill_(rank_alarm._FAILING if rank == 2 else rank_alarm._WELL)
 
     monkeypatch.setattr(dist, "recv", receive)
     monkeypatch.setattr(rank_alarm, "_STUCK_SECONDS", 0.05)

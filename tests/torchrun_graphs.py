@@ -3,14 +3,18 @@
 JOBS is a JSON file: pipelines one after the other, each with its answers. Rank 0 pickles the runs
 of each pipeline into OUTPUT, and the error that the last one ends with. ``grouped``: exchanges as
 NCCL has them, in a group of gloo (on CPUs). ``fails``: the last rank runs out of memory at the
-order of that number. ``fault``: one of ``FAULTS`` in what ranks send; an answer that fails an
-assertion of the engine is None.
+order of that number. ``slow``: rank 0 takes so many seconds to notice that exchanges broke, and
+half as many to write, and a signal of torchrun ends it meanwhile. ``fault``: one of ``FAULTS`` in
+what ranks send; an answer that fails an assertion of the engine is None.
 """
 
 import json
 import pickle
 import sys
+from contextlib import nullcontext, suppress
+from datetime import timedelta
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import torch
@@ -24,7 +28,7 @@ from models import MODEL_HASH, Run  # noqa: E402
 
 from ppsd_cli.core.plan import Sampling  # noqa: E402
 from ppsd_cli.errors import PpsdError  # noqa: E402
-from ppsd_cli.runtime.cuda import rank_build  # noqa: E402
+from ppsd_cli.runtime.cuda import rank_build, rank_crew, rank_runner  # noqa: E402
 from ppsd_cli.runtime.cuda.rank_crew import RankCrew  # noqa: E402
 from ppsd_cli.runtime.cuda.rank_links import GroupedLinks, Letter  # noqa: E402
 from ppsd_cli.runtime.cuda.rank_runner import Follower  # noqa: E402
@@ -60,6 +64,7 @@ def main(model: str, told: str, output: str) -> None:
             lead.stop()
     except PpsdError as raised:
         error = f"{type(raised).__name__}: {raised}"
+        sleep(jobs[-1].get("slow", 0) / 2)
     Path(output).write_bytes(pickle.dumps((runs, error)))
     if error is None:
         watch.finish()
@@ -134,13 +139,27 @@ def prepare(job: dict[str, Any]) -> None:
     """Links and faults of a job, on any rank."""
     rank_build.links_of = _grouped_links if job.get("grouped", False) else _HOST_LINKS
     RankCrew._goes = FAULTS[job["fault"]] if "fault" in job else _GOES
+    if "slow" in job:
+        # Behind NCCL rank 0 waits outside of what holds signals.
+        rank_crew._LOSS_SECONDS, rank_runner._Held = job["slow"], nullcontext
 
 
 def _grouped_links(_config: PipelineConfig, _watch: StoreWatch) -> GroupedLinks:
     group = dist.new_group(backend="gloo")
     links = GroupedLinks(group)
     links.close = lambda: dist.destroy_process_group(group)
+    links.abort = lambda: _break_off(group)
     return links
+
+
+def _break_off(group: dist.ProcessGroup) -> None:
+    """Break the connection to rank 0, as a wait of gloo does that takes too long; its abort breaks
+    none.
+    """
+    if group.rank() > 0:
+        with suppress(RuntimeError):
+            never = dist.irecv(torch.zeros(1), 0, group=group, tag=9)
+            never.wait(timedelta(milliseconds=1))
 
 
 def answer(runner: Any, *, length: int, seed: int = 1, sampling: Any = None, **options: Any) -> Run:

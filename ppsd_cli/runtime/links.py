@@ -5,6 +5,7 @@ that gloo delivers it at once. Sends never block: two stages may send big messag
 """
 
 from collections import deque
+from datetime import timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ppsd_cli.runtime.failures import PeerLost
 from ppsd_cli.runtime.frames import Frame, Return
+from ppsd_cli.runtime.group import FOREVER
 from ppsd_cli.runtime.pipeline import PipelineConfig, returning_stages, tap_depths
 from ppsd_cli.runtime.wire import FrameCodec, ReturnCodec, RowFormat
 from ppsd_cli.runtime.worker import StageWorker
@@ -78,10 +80,13 @@ class Inbox(Generic[T]):
         self._small = torch.empty(codec.small_bytes, dtype=torch.uint8)
         self._work: Any = dist.irecv(self._small, peer)
 
-    def receive(self) -> T | None:
-        """The next item, waiting for it; None: the peer has ended and nothing else will come."""
+    def receive(self, *, within: timedelta = FOREVER) -> T | None:
+        """The next item, waiting for it; None: the peer has ended and nothing else will come.
+
+        PeerLost when the connection is broken, as it is too where nothing comes ``within`` a time.
+        """
         try:
-            self._work.wait()
+            self._work.wait(within)
             following = [
                 torch.empty(size, dtype=torch.uint8) for size in self._codec.following(self._small)
             ]

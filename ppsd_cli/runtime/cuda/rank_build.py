@@ -13,7 +13,7 @@ from ppsd_cli.runtime.cuda.build import load_graph_runner, member_of
 from ppsd_cli.runtime.cuda.clock import DeviceClock
 from ppsd_cli.runtime.cuda.crew import Member
 from ppsd_cli.runtime.cuda.prompts import bucket_of
-from ppsd_cli.runtime.cuda.rank_alarm import Alarm, farewell
+from ppsd_cli.runtime.cuda.rank_alarm import Alarm, Failing, farewell
 from ppsd_cli.runtime.cuda.rank_clock import AwayClock, ToldClock
 from ppsd_cli.runtime.cuda.rank_crew import RankCrew
 from ppsd_cli.runtime.cuda.rank_links import GroupedLinks, HostLinks, Links, Place, link_of
@@ -113,13 +113,13 @@ def follow(config: PipelineConfig, watch: StoreWatch) -> None:
     """Ranks after 0, joined: the loop until rank 0 ends it."""
     rank = dist.get_rank()
     links = links_of(config, watch)
+    inbox = Inbox[Order](0, OrderCodec())
     try:
         stage, head, member = _load(config, rank)
         told = ToldClock(member.clock)
         member = replace(member, clock=cast(DeviceClock, told))
         crew = RankCrew(config, rank, member, links, vocabulary=stage.spec.vocabulary)
         runner = Follower(config, stage, head, crew, tell=lambda _plan: None)
-        inbox = Inbox[Order](0, OrderCodec())
         told.meet()
         while (order := inbox.receive()) is not None:
             if isinstance(order, Broken):
@@ -129,8 +129,14 @@ def follow(config: PipelineConfig, watch: StoreWatch) -> None:
         runner.close()
         if not links.waits:
             farewell()
-    except BaseException:
+    except BaseException as error:
+        if links.waits or isinstance(error, PeerLost):  # rank 0 is told by links, or is gone
+            links.abort()
+            raise
+        watch.report(error)  # before rank 0 hears of it and asks
+        failing = Failing(inbox)
         links.abort()
+        failing.wait()
         raise
     links.close()
 
