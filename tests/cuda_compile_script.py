@@ -91,6 +91,7 @@ def pods(shape: str, dtype: str) -> Iterator[tuple[Pod, list[TickKind]]]:
             slots=4097,
             head=head,
             width=WIDTH,
+            depth=2,
         )
         stages = [load_worker(config, s).stage for s in range(config.stages)]
         launcher = Launcher(clock=True, chained=True, slots=config.slots)
@@ -113,6 +114,7 @@ def crew(shape: str, dtype: str) -> Crew:
         slots=4097,
         head="random:deep",
         width=WIDTH,
+        depth=2,
     )
     stages = [load_worker(config, s).stage for s in range(3)]
     launcher = Launcher(clock=True, chained=True, slots=config.slots)
@@ -135,7 +137,8 @@ def launch_all(pod: Pod, kinds: Sequence[TickKind], sampling: Sampling) -> None:
     FirstToken(pod.chooser, Immediate(), pod.states[0])._launch(sampling)
     if pod.head is not None:
         BurstPod(pod, 4).run(sampling)
-        TreePod(pod, WIDTH).stretch(kinds[-1:] * 2, sampling, in_turn)
+        for depth in (1, 2):
+            TreePod(pod, WIDTH, depth).stretch(kinds[-1:] * 2, sampling, in_turn)
 
 
 def main(shape: str, dtype: str, extent: str) -> None:
@@ -150,7 +153,8 @@ def main(shape: str, dtype: str, extent: str) -> None:
             launch_all(pod, kinds, sampling)
     relay.poke(torch.empty(1, dtype=torch.int64, device="meta"), 1)
     several = crew(shape, dtype)
-    for member in (*several.members, *several.with_trees(WIDTH).members):
+    trees = (several.with_trees(WIDTH, depth) for depth in (1, 2))
+    for member in (*several.members, *(member for crew in trees for member in crew.members)):
         for sampling in samplings:
             member.pod.stretch([TickKind((0, 1, 2), drafts=True)], sampling, in_turn)
     for facts in _made.values():

@@ -12,9 +12,7 @@ import ppsd_cli
 from ppsd_cli.commands.calibrate_profile import profile_text, read_calibration
 from ppsd_cli.commands.session import ModelChoice, make_plan
 from ppsd_cli.config import Settings, read_profile
-from ppsd_cli.errors import ConfigError
-from ppsd_cli.runtime.pipeline import PipelineConfig
-from ppsd_cli.tasks.calibrate import cpu_times, engine_times, measure_times, probe, run
+from ppsd_cli.tasks.calibrate import cpu_times, engine_times, probe, run
 from ppsd_cli.tasks.calibrate.candidates import best_three
 
 SCHEMA = Path(ppsd_cli.__file__).parent / "data" / "schema" / "calibration.json"
@@ -87,17 +85,3 @@ def test_the_command_considers_two_depths(ppsd, tmp_path, monkeypatch, devices):
     assert "4, depth 2" in shown
     assert "width 4, depth 2" in shown
     assert "deep, second depth" in shown
-
-
-def test_devices_of_one_depth_are_named(ppsd, tmp_path, monkeypatch):
-    def refuse(some: PipelineConfig) -> None:
-        if some.depth > 1:
-            raise ConfigError("one depth here")
-
-    monkeypatch.setattr(measure_times, "check_engine", refuse)
-    monkeypatch.setenv("COLUMNS", "400")
-    data = calibrated(ppsd, tmp_path, "cpu")
-    assert {c["depth"] for c in data["candidates"]} == {1}
-    assert {t["depth"] for t in data["timings"]} == {1}
-    shown = ppsd.run("calibrate", "--show", str(tmp_path / "it.yaml")).out
-    assert "deep could guess two depths per tick, which these devices do not serve." in shown

@@ -127,8 +127,7 @@ def test_whoever_works_first(small, plain, monkeypatch):
 
 def forget_freed(self, *, first):
     """A follower that is never told which slots lost their nodes."""
-    size = (self.total - 1) * self.padded
-    self.box.header[:, -size:] = 2**62
+    self.box.header[:, -self.level.freed :] = 2**62
     _FOLLOW(self, first=first)
 
 

@@ -34,10 +34,10 @@ def check(model, reference, split, length, *, width, **options):
     """As the in-process runner does it; the answer is the model's own."""
     head, groups = options.pop("head", "raw"), options.pop("groups", None)
     options = {"count": len(reference.ids), "width": width} | options
-    graph = model.graph(split, head=head, width=width, groups=groups)
-    run = ask(graph, prompt(length), **options)
+    same = {"head": head, "width": width, "depth": options.get("depth", 1)}
+    run = ask(model.graph(split, groups=groups, **same), prompt(length), **options)
     if model.same_numbers:
-        local = model.local(split, head=head, width=width)
+        local = model.local(split, **same)
         expected = ask(local, prompt(length), **options)
         assert expected.ids == reference.ids
         assert run.ids == reference.ids

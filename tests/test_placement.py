@@ -89,6 +89,8 @@ def test_the_lm_matrix_and_the_head_lighten_their_stages():
     assert split[0] == 10
     assert split[1] - split[2] in (7, 8, 9), "the LM matrix is worth eight layers"
     assert costs_of(SPEC, blocks=0, draft_vocab=None, drafting=False).head == 0
+    twice = costs_of(SPEC, blocks=2, draft_vocab=None, drafting=True, depth=2).head
+    assert 2 * costs.lm + 3 < twice < 2 * costs.lm + 3.5, "a layer, a join and the matrix again"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 JOBS is a JSON file: pipelines one after the other, each with its answers. Rank 0 pickles the runs
 of each pipeline into OUTPUT, and the error that the last one ends with. ``grouped``: exchanges as
 NCCL has them, in a group of gloo (on CPUs). ``fails``: the last rank runs out of memory at the
-order of that number.
+order of that number. ``fault``: one of ``FAULTS`` in what ranks send; an answer that fails an
+assertion of the engine is None.
 """
 
 import json
@@ -24,13 +25,14 @@ from models import MODEL_HASH, Run  # noqa: E402
 from ppsd_cli.core.plan import Sampling  # noqa: E402
 from ppsd_cli.errors import PpsdError  # noqa: E402
 from ppsd_cli.runtime.cuda import rank_build  # noqa: E402
-from ppsd_cli.runtime.cuda.rank_links import GroupedLinks  # noqa: E402
+from ppsd_cli.runtime.cuda.rank_crew import RankCrew  # noqa: E402
+from ppsd_cli.runtime.cuda.rank_links import GroupedLinks, Letter  # noqa: E402
 from ppsd_cli.runtime.cuda.rank_runner import Follower  # noqa: E402
 from ppsd_cli.runtime.pipeline import PipelineConfig  # noqa: E402
 from ppsd_cli.runtime.store_watch import StoreWatch, leave  # noqa: E402
 from ppsd_cli.runtime.torchrun import JoinedRunner, is_worker, join, serve_as_rank  # noqa: E402
 
-_HOST_LINKS = rank_build.links_of
+_HOST_LINKS, _GOES = rank_build.links_of, RankCrew._goes
 
 
 def main(model: str, told: str, output: str) -> None:
@@ -39,7 +41,7 @@ def main(model: str, told: str, output: str) -> None:
 
     def serve(watch: StoreWatch) -> None:
         for config, job in zip(configs, jobs, strict=True):
-            choose_link(job)
+            prepare(job)
             if "fails" in job and dist.get_rank() == config.stages - 1:
                 fail_at(job["fails"])
             rank_build.follow(config, watch)
@@ -48,16 +50,20 @@ def main(model: str, told: str, output: str) -> None:
         serve_as_rank(configs[0], serve, engine=rank_build.ENGINE)
         return
     watch = join(configs[0], leave, engine=rank_build.ENGINE)
-    runs = []
+    runs, error = [], None
     try:
         for config, job in zip(configs, jobs, strict=True):
-            choose_link(job)
+            prepare(job)
             lead = rank_build.Lead(config, watch, leave)
             runner = JoinedRunner(lead.runner, watch, stop=lead.stop)
-            runs.append([answer(runner, **options) for options in job["answers"]])
+            runs.append(answers(runner, job))
             lead.stop()
-    except PpsdError as error:
-        Path(output).write_bytes(pickle.dumps((runs, f"{type(error).__name__}: {error}")))
+    except PpsdError as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    Path(output).write_bytes(pickle.dumps((runs, error)))
+    if error is None:
+        watch.finish()
+        dist.destroy_process_group()
 
 
 def fail_at(count: int) -> None:
@@ -73,16 +79,61 @@ def fail_at(count: int) -> None:
     Follower.follow = fails
 
 
+def answers(runner: JoinedRunner, job: dict[str, Any]) -> list[Run | None]:
+    runs: list[Run | None] = []
+    for options in job["answers"]:
+        try:
+            runs.append(answer(runner, **options))
+        except AssertionError:
+            if "fault" not in job:
+                raise
+            runs.append(None)
+    return runs
+
+
+def late_letters(self: RankCrew, row: int, keeps: bool) -> list[Letter]:
+    """The letter of the tick before goes on with the states."""
+    letters = _GOES(self, row, keeps)
+    if self._onward is not None:
+        letters[1] = (self.rank + 1, self._onward.header[1 - row % 2])
+    return letters
+
+
+def no_targets(self: RankCrew, row: int, keeps: bool) -> list[Letter]:
+    """Targets stay where they are; what comes home in their place is 0."""
+    return _without(self, row, keeps, "header")
+
+
+def no_states(self: RankCrew, row: int, keeps: bool) -> list[Letter]:
+    """The same with tapped states."""
+    return _without(self, row, keeps, "states")
+
+
+def _without(crew: RankCrew, row: int, keeps: bool, name: str) -> list[Letter]:
+    letters, box = _GOES(crew, row, keeps), crew._homeward
+    if box is None:
+        return letters
+    kept = getattr(box, name)[row % 2].data_ptr()
+    return [(peer, torch.zeros_like(t) if t.data_ptr() == kept else t) for peer, t in letters]
+
+
+FAULTS = {"late letters": late_letters, "no targets": no_targets, "no states": no_states}
+
+
 def settings(model: str, job: dict[str, Any]) -> PipelineConfig:
     split, devices = tuple(job["split"]), tuple(job["devices"])
+    most = {
+        name: max(options.get(name, 1) for options in job["answers"]) for name in ("width", "depth")
+    }
     return PipelineConfig(
-        model, MODEL_HASH, split, devices, job["dtype"], CONTEXT, CHUNK, job["head"]
+        model, MODEL_HASH, split, devices, job["dtype"], CONTEXT, CHUNK, job["head"], **most
     )
 
 
-def choose_link(job: dict[str, Any]) -> None:
-    grouped = job.get("grouped", False)
-    rank_build.links_of = _grouped_links if grouped else _HOST_LINKS
+def prepare(job: dict[str, Any]) -> None:
+    """Links and faults of a job, on any rank."""
+    rank_build.links_of = _grouped_links if job.get("grouped", False) else _HOST_LINKS
+    RankCrew._goes = FAULTS[job["fault"]] if "fault" in job else _GOES
 
 
 def _grouped_links(_config: PipelineConfig, _watch: StoreWatch) -> GroupedLinks:
@@ -96,8 +147,8 @@ def answer(runner: Any, *, length: int, seed: int = 1, sampling: Any = None, **o
     """One answer, of settings that JSON can hold."""
     if sampling is not None:
         options["sampling"] = Sampling(**sampling)
-    if "forced" in options:
-        options["forced"] = tuple(options["forced"])
+    for name in {"forced", "ranks"} & options.keys():
+        options[name] = tuple(options[name])
     return ask(runner, prompt(length, seed=seed), **options)
 
 

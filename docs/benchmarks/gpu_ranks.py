@@ -3,13 +3,18 @@
     torchrun --standalone --nproc-per-node 2 docs/benchmarks/gpu_ranks.py \\
         --model smollm2-135m > FILE.json
     torchrun --standalone --nproc-per-node 2 docs/benchmarks/gpu_ranks.py \\
-        --random-weights llama-8b --acceptance 0.8 > FILE.json
+        --random-weights llama-8b --acceptance 0.8 --width 4 > FILE.json
 
 With a GPU for each rank the ranks exchange over NCCL; with ``--devices cuda:0`` they share one, and
 exchange over gloo by way of the host (``PPSD_LINK=gloo`` has them do so anyway). Rank 0 asks the
 ranks for PPSD and for the naive split. When they have ended it asks the engine of one process, for
 plain decoding on its own GPU and for the same split over as many GPUs, where there are so many. It
 ends with 6 where tokens or logits differ.
+
+``--width N``: trees, too. They are compared with trees of one process over the same split, on GPUs
+as above or on one that plays several: of the same kernels with the same shapes, so that logits are
+bit-equal even where a tree's text differs from the chain's. With ``--acceptance`` the guesses are
+right that often; of the others a share ``--missed`` is not among the N best either.
 
 ``--kill N``: the last rank kills itself at the N-th tick it is told. Rank 0 must say so, in a line,
 within five seconds: the JSON has the line and the seconds.
@@ -27,7 +32,9 @@ from time import perf_counter
 import torch
 from cpu_pipeline import note, run
 from gpu_engine import forced, prompts_of
+from many_gpus_plan import MISSED_AMONG_FOUR, among_of
 
+from ppsd_cli.bench_records import Key
 from ppsd_cli.commands.report import hardware, versions
 from ppsd_cli.commands.session import ModelChoice, make_plan
 from ppsd_cli.config import Settings
@@ -39,16 +46,25 @@ from ppsd_cli.runtime.cuda.build import load_graph_runner
 from ppsd_cli.runtime.cuda.rank_runner import Follower
 from ppsd_cli.runtime.engine import Drafting, Engine, open_engine, serve_rank
 from ppsd_cli.runtime.pipeline import PipelineConfig
+from ppsd_cli.tasks.bench.forced import forced_tree
 
 DRAWN = Sampling(temperature=0.8, top_p=0.95, seed=7)
 EXACT = 32
 
 
-def logits_of(engine: Engine, prompt: tuple[int, ...], *, drafting: bool, sampling: Sampling):
+def logits_of(engine: Engine, prompt: tuple[int, ...], drafting: Drafting, sampling: Sampling):
     """Token ids of a short answer and the logits [T, V] they were chosen from."""
     runner, limits = engine.runner, Limits(EXACT, engine.config.slots)
     request = Request(
-        sampling, drafting, limits.feed_limit(len(prompt)), None, len(prompt), keep_logits=True
+        sampling,
+        drafting.on,
+        limits.feed_limit(len(prompt)),
+        drafting.forced,
+        len(prompt),
+        keep_logits=True,
+        width=drafting.width,
+        forced_ranks=drafting.forced_ranks,
+        rank_scores=drafting.rank_scores,
     )
     schedule = Schedule(
         prompt, stages=runner.stages, chunk=engine.config.chunk, request=request, limits=limits
@@ -77,13 +93,32 @@ class _Kept:
         return result
 
 
-def exact(engine: Engine, prompts, *, drafting: bool) -> list:
-    """Greedy and sampled answers with their logits."""
+def exact(engine: Engine, prompts, drafting: list[Drafting]) -> list:
+    """Greedy and sampled answers with their logits; each with one of ``drafting``, in turn: none
+    without.
+    """
+    asked = [(prompt, sampling) for prompt in prompts[:2] for sampling in (Sampling(), DRAWN)]
+    drafting = drafting * len(asked)
     return [
-        logits_of(engine, prompt, drafting=drafting, sampling=sampling)
-        for prompt in prompts[:2]
-        for sampling in (Sampling(), DRAWN)
+        logits_of(engine, prompt, how, sampling)
+        for (prompt, sampling), how in zip(asked, drafting, strict=False)
     ]
+
+
+def guessing(answers: list[list[int]], options, vocabulary: int, *, width: int) -> list[Drafting]:
+    """How to draft for answers whose tokens are known: by the head, or of a fixed acceptance."""
+    share, found = options.acceptance, []
+    if share is None:
+        return [Drafting(True, width=width)] * len(answers)
+    for index, ids in enumerate(answers):
+        if width == 1:
+            found.append(Drafting(True, forced(ids, share, vocabulary, index)))
+            continue
+        both, key = (share, among_of(share, options.missed)), Key("ranks", str(index), "", 0, 0)
+        tree = forced_tree(ids, both, width, seed=0, key=key)
+        more = {"forced_ranks": tree.ranks, "rank_scores": tree.scores}
+        found.append(Drafting(True, tree.tokens, width=width, **more))
+    return found
 
 
 def equal(ours: list, theirs: list) -> dict:
@@ -96,15 +131,14 @@ def equal(ours: list, theirs: list) -> dict:
     }
 
 
-def timed(engine: Engine, prompts, options, drafts: list | None) -> dict:
-    """Medians over the prompts: PPSD and the naive split, the second time they are asked."""
+def timed(engine: Engine, prompts, options, asked: dict[str, list[Drafting]]) -> dict:
+    """Medians over the prompts of each way to draft, the second time they are asked."""
     figures = {}
-    for name, drafting in (("ppsd", True), ("naive", False)):
+    for name, drafting in asked.items():
         rows = []
-        for index, prompt in enumerate(prompts):
-            guesses = drafts[index] if drafts is not None and drafting else None
-            run(engine, prompt, 8, drafting)
-            rows.append(run(engine, prompt, options.tokens, Drafting(drafting, guesses)))
+        for prompt, how in zip(prompts, drafting, strict=True):
+            run(engine, prompt, 8, how)
+            rows.append(run(engine, prompt, options.tokens, how))
         keys = ("token_ms", "tick_ms", "tokens_per_tick", "draft_ms")
         figures[name] = {
             key: statistics.median(row[key] for row in rows if row[key] is not None)
@@ -118,9 +152,9 @@ def timed(engine: Engine, prompts, options, drafts: list | None) -> dict:
 
 
 def in_one_process(config: PipelineConfig, devices: tuple[str, ...]) -> Engine:
-    """The same split without ranks."""
+    """The same split without ranks; a device that serves several stages plays as many."""
     config = replace(config, devices=devices)
-    return Engine(config, load_graph_runner(config))
+    return Engine(config, load_graph_runner(config, groups=(1,) * config.stages))
 
 
 def kill_at(count: int) -> None:
@@ -154,33 +188,44 @@ def wait_for_loss(config: PipelineConfig, prompts) -> dict:
 def figures_of(plan, options) -> dict:
     """Rank 0: all of it."""
     config, prompts = plan.config, prompts_of(plan, options.prompts)
+    vocabulary, width = plan.spec.vocabulary, options.width
     with open_engine(config, processes=False) as engine:
-        ours = exact(engine, prompts, drafting=True)
-        naive = exact(engine, prompts, drafting=False)
-        drafts, plain = None, [run(engine, p, options.tokens, False)["ids"] for p in prompts]
-        if options.acceptance is not None:
-            drafts = [
-                forced(ids, options.acceptance, plan.spec.vocabulary, seed)
-                for seed, ids in enumerate(plain)
-            ]
-        report = {"ranks": timed(engine, prompts, options, drafts)}
+        ours = exact(engine, prompts, [Drafting(True)])
+        naive = exact(engine, prompts, [Drafting(False)])
+        plain = [run(engine, p, options.tokens, False)["ids"] for p in prompts]
+        asked = {
+            "ppsd": guessing(plain, options, vocabulary, width=1),
+            "naive": [Drafting(False)] * len(prompts),
+        }
+        levels: list[Drafting] = []
+        if width > 1:
+            asked["tree"] = guessing(plain, options, vocabulary, width=width)
+            levels = guessing([ids for ids, _ in ours], options, vocabulary, width=width)
+        wide = exact(engine, prompts, levels)
+        report = {"ranks": timed(engine, prompts, options, asked)}
     torch.cuda.empty_cache()
-    one = replace(config, split=(sum(config.split),), head=None)
+    one = replace(config, split=(sum(config.split),), head=None, width=1)
     with in_one_process(one, config.devices[:1]) as engine:
-        theirs = exact(engine, prompts, drafting=False)
+        theirs = exact(engine, prompts, [Drafting(False)])
         plain_runs = [run(engine, p, options.tokens, False) for p in prompts]
         report["plain"] = {"token_ms": statistics.median(r["token_ms"] for r in plain_runs)}
         report["equal_to_plain"] = {"ppsd": equal(ours, theirs), "naive": equal(naive, theirs)}
-        same = [row["ids"] for row in plain_runs]
-    report["long_answers_equal"] = {
-        name: figures.pop("ids") == same for name, figures in report["ranks"].items()
-    }
+    texts = {name: figures.pop("ids") for name, figures in report["ranks"].items()}
+    expected = dict.fromkeys(texts, [row["ids"] for row in plain_runs])
     torch.cuda.empty_cache()
-    if len(set(config.devices)) == config.stages <= torch.cuda.device_count():
-        with in_one_process(config, config.devices) as engine:
-            report["one_process"] = timed(engine, prompts, options, drafts)
-        for figures in report["one_process"].values():
-            figures.pop("ids")
+    own = len(set(config.devices)) == config.stages <= torch.cuda.device_count()
+    if own or levels:
+        devices = config.devices if own else config.devices[:1] * config.stages
+        with in_one_process(config, devices) as engine:
+            figures = timed(engine, prompts, options, asked)
+            trees = equal(wide, exact(engine, prompts, levels))
+        found = {name: row.pop("ids") for name, row in figures.items()}
+        report |= {"one_process": figures, "one_gpu_plays_all": not own}
+    if levels:
+        pairs = list(zip(texts["tree"], expected["tree"], strict=True))
+        report["long_trees_equal_to_plain"] = [sum(a == b for a, b in pairs), len(pairs)]
+        report["trees_equal_to_one_process"], expected["tree"] = trees, found["tree"]
+    report["long_answers_equal"] = {name: ids == expected[name] for name, ids in texts.items()}
     return report
 
 
@@ -193,6 +238,8 @@ def main() -> int:
     parser.add_argument("--dtype")
     parser.add_argument("--split")
     parser.add_argument("--acceptance", type=float)
+    parser.add_argument("--width", type=int, default=1)
+    parser.add_argument("--missed", type=float, default=MISSED_AMONG_FOUR)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--prompts", type=int, default=3)
     parser.add_argument("--context", type=int, default=2048)
@@ -206,6 +253,7 @@ def main() -> int:
         devices=tuple(options.devices.split(",")),
         stages=None if split else ranks,
         split=split,
+        width=options.width,
         context=options.context,
         dtype=options.dtype,
     )
@@ -220,8 +268,10 @@ def main() -> int:
         good = report["said"] is not None and report["seconds"] < 5
     else:
         report = figures_of(plan, options)
-        counts = report["equal_to_plain"].values()
-        good = all(c["tokens"] == c["logits"] == c["answers"] for c in counts)
+        counts = list(report["equal_to_plain"].values())
+        if options.width > 1:
+            counts.append(report["trees_equal_to_one_process"])
+        good = all(c["tokens"] == c["logits"] == c["answers"] > 0 for c in counts)
         good = good and all(report["long_answers_equal"].values())
     heading = {
         "command": " ".join(sys.argv),

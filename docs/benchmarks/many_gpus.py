@@ -28,7 +28,7 @@ from time import monotonic
 from typing import Any
 
 from many_gpus_jobs import run_part, say
-from many_gpus_plan import LINKS, Part, Setup, chosen, counts_for, missing, parts_of, summary
+from many_gpus_plan import KINDS, LINKS, Part, Setup, chosen, counts_for, missing, parts_of, summary
 from many_gpus_plot import plot
 
 from ppsd_cli.files import replace_bytes
@@ -48,6 +48,7 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cpu", action="store_true", help="this host's CPU, although it has GPUs")
     parser.add_argument("--acceptance", nargs="+", type=float, help="of chains and trees")
     parser.add_argument("--missed", type=float, help="share of misses that a tree misses, too")
+    parser.add_argument("--depth", type=int, choices=(1, 2), default=1, help="of trees at most")
     parser.add_argument("--links", nargs="+", choices=LINKS, default=list(LINKS))
     parser.add_argument("--parts", nargs="+", default=[], help="only these, such as '*/tp/*'")
     parser.add_argument("--tokens", type=int, help="of each answer")
@@ -73,7 +74,9 @@ def setup_of(options: argparse.Namespace) -> Setup:
     devices = 0 if options.cpu else gpus_here()
     counts = tuple(sorted(options.gpus or counts_for(devices)))
     setup = Setup(tuple(options.shapes), counts, devices, layers=options.layers)
-    setup = replace(setup, links=tuple(name for name in LINKS if name in options.links))
+    setup = replace(
+        setup, depth=options.depth, links=tuple(name for name in LINKS if name in options.links)
+    )
     if options.quick:
         few = tuple(name for name in ("peer", "host", "host+200us") if name in setup.links)
         setup = replace(
@@ -139,8 +142,10 @@ def lines_of(report: dict[str, Any]) -> list[str]:
 def _link_lines(name: str, figures: dict[str, Any]) -> list[str]:
     rival = _ms(figures["tensor_parallel_ms"])
     lines = [f"{name} naive {_ms(figures['naive_ms'])}, tensor parallel {rival}"]
-    for kind in ("chain", "tree"):
+    for kind in KINDS:
         rows = figures[kind]
+        if rows is None:
+            continue
         if not isinstance(rows, list):
             lines.append(f"    {kind}: {rows}")
             continue

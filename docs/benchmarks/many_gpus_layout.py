@@ -51,9 +51,12 @@ def layout(job: Job) -> Layout:
     setup, part = job.setup, job.part
     spec, n = spec_for(part.shape, setup.layers), part.count
     drafting = n > 1
-    deep = (n - 1) * spec.hidden * (spec.hidden + 2 * spec.kv_heads * spec.head_dim)
+    lags = setup.depth * (n - 1)
+    deep = lags * spec.hidden * (spec.hidden + 2 * spec.kv_heads * spec.head_dim)
     vocabulary = min(DRAFT_VOCABULARY, spec.vocabulary)
-    costs = costs_of(spec, blocks=BLOCKS, draft_vocab=vocabulary, drafting=drafting)
+    costs = costs_of(
+        spec, blocks=BLOCKS, draft_vocab=vocabulary, drafting=drafting, depth=setup.depth
+    )
     costs = Costs(costs.lm, costs.head + drafting * deep / layer_parameters(spec))
     device = "cuda" if setup.devices else "cpu"
     alone = part.played or not setup.devices
@@ -68,7 +71,7 @@ def layout(job: Job) -> Layout:
         draft_vocab=vocabulary,
     )
     why = _no_trees(base, setup.width)
-    config = base if why else replace(base, width=setup.width)
+    config = base if why else replace(base, width=setup.width, depth=setup.depth)
     return Layout(spec, config, why, deep if drafting else 0)
 
 
@@ -114,8 +117,9 @@ def load(plan: Layout) -> tuple[list[Stage], DraftHead | None]:
     weights = random_head(
         loader,
         loader.lm_matrix(),
-        taps=random_taps(RANDOM_DEEP, config.split),
+        taps=random_taps(RANDOM_DEEP, config.split, depth=config.depth),
         draft_vocab=config.draft_vocab or spec.vocabulary,
+        depth=config.depth,
     )
     ring = plan.slots if config.width > 1 else (config.stages + 1) * config.chunk + _SLACK
     return stages, DraftHead(spec, weights, slots=plan.slots, ring=ring)

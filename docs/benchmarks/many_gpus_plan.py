@@ -15,6 +15,8 @@ from ppsd_cli.model.spec import ModelSpec
 from ppsd_cli.tasks.bench.forced import chain_speedup
 
 COUNTS = (2, 4, 8)
+KINDS = ("chain", "tree", "two_depths")
+"""What PPSD is asked for."""
 BETWEEN = (3, 6)
 """Stage counts that are run for the fixed cost of a tick only."""
 MISSED_AMONG_FOUR = 0.45
@@ -49,7 +51,8 @@ class Setup:
     ``devices``: GPUs of this host, 0 for its CPU (kernels in Triton's interpreter). ``layers``: of
     each shape, None for all. ``acceptance`` on the first link, in so many ``answers`` of so many
     ``tokens``; ``slow_acceptance`` on the others, in one. ``missed``: share of the best guesses'
-    misses that the best four miss, too.
+    misses that the best four miss, too. ``depth`` 2: also trees of two depths a tick, and a head
+    that goes on from its own state.
     """
 
     shapes: tuple[str, ...]
@@ -63,6 +66,7 @@ class Setup:
     slow_acceptance: tuple[float, ...] = (0.6, 0.8, 1.0)
     width: int = 4
     missed: float = MISSED_AMONG_FOUR
+    depth: int = 1
     links: tuple[str, ...] = tuple(LINKS)
     variants: tuple[str, ...] = ("eager", "compiled", "one-shot")
 
@@ -226,8 +230,8 @@ def _against(
     """One pipeline over one link: its rows with ratios, and where it passes the rival."""
     naive = figures["naive"]["token_ms"]
     found: dict[str, Any] = {"naive_ms": naive, "tensor_parallel_ms": rival}
-    for kind in ("chain", "tree"):
-        rows = figures[kind]
+    for kind in KINDS:
+        rows = figures.get(kind)
         if not isinstance(rows, list):
             found[kind] = rows
             continue

@@ -74,6 +74,9 @@ class Bench:
         found["chain"] = [self._chain(engine, prompts, plain, share) for share in shares]
         if self._plan.tree is None:
             found["tree"] = [self._tree(engine, prompts, plain, share) for share in shares]
+            if self._setup.depth > 1:
+                rows = [self._tree(engine, prompts, plain, share, depth=2) for share in shares]
+                found["two_depths"] = rows
         return found | self._own(engine, prompts[0], plain[0]["ids"])
 
     def _chain(self, engine: Engine, prompts: list, plain: list[dict], share: float) -> dict:
@@ -83,7 +86,10 @@ class Bench:
             rows.append(self._run(engine, prompt, Drafting(True, drafts)))
         return self._checked(rows, plain, share)
 
-    def _tree(self, engine: Engine, prompts: list, plain: list[dict], share: float) -> dict:
+    def _tree(
+        self, engine: Engine, prompts: list, plain: list[dict], share: float, *, depth: int = 1
+    ) -> dict:
+        """Guesses of the second depth are as good as those of the first."""
         rows, width = [], self._setup.width
         for index, prompt in enumerate(prompts):
             both = share, among_of(share, self._setup.missed)
@@ -94,6 +100,7 @@ class Bench:
                 width=width,
                 forced_ranks=tree.ranks,
                 rank_scores=tree.scores,
+                depth=depth,
             )
             if not index:
                 self._run(engine, prompt, drafting, tokens=_WARM)

@@ -295,7 +295,13 @@ def _split(
     blocks, vocabulary = head_size(
         head, info, draft_vocab=settings.draft_vocab, vocabulary=spec.vocabulary
     )
-    costs = costs_of(spec, blocks=blocks, draft_vocab=vocabulary, drafting=decoder != "ar")
+    costs = costs_of(
+        spec,
+        blocks=blocks,
+        draft_vocab=vocabulary,
+        drafting=decoder != "ar",
+        depth=_depth_of(settings, decoder),
+    )
     if on_one_gpu(choose_devices(settings.devices, stages=stages)[0]):
         costs = costs_in_step()
     return choose_split(spec.layers, stages=stages, exit_layer=exit_layer, costs=costs)

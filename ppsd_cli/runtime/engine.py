@@ -146,16 +146,13 @@ def check_engine(config: PipelineConfig, *, draft_length: int = 0) -> None:
     """
     if not has_graphs(config):
         return
-    if config.depth > 1:
-        raise ConfigError(
-            f"--depth {config.depth} on {config.devices[0]}: GPUs take one depth per tick so far; "
-            "use --depth 1, or --devices cpu"
-        )
-    if is_torchrun():
-        _check_ranks(config, draft_length)
-        return
     if not draft_length:
         return
+    if is_torchrun():
+        raise ConfigError(
+            "--decoder eesd: its stages take turns, so on GPUs it runs without torchrun; "
+            "use --decoder ppsd, or drop torchrun"
+        )
     if draft_length > MOST_GUESSES:
         raise ConfigError(
             f"--draft-length {draft_length}: on a GPU one burst verifies at most "
@@ -181,24 +178,6 @@ def device_notes(config: PipelineConfig) -> list[str]:
         f"{', '.join(names)} cannot write to each other's memory: "
         "what they pass on goes through the host's, which is slower"
     ]
-
-
-def _check_ranks(config: PipelineConfig, draft_length: int) -> None:
-    """What GPUs of several ranks do not serve."""
-    if config.width > 1:
-        raise ConfigError(
-            f"--width {config.width}: trees on GPUs run without torchrun; drop it, or use --width 1"
-        )
-    if draft_length:
-        raise ConfigError(
-            "--decoder eesd: its stages take turns, so on GPUs it runs without torchrun; "
-            "use --decoder ppsd, or drop torchrun"
-        )
-
-
-def serves_trees(config: PipelineConfig) -> bool:
-    """Whether the engine of these devices runs ticks of several guesses: not GPUs of torchrun."""
-    return not (is_torchrun() and has_graphs(config))
 
 
 def has_graphs(config: PipelineConfig) -> bool:

@@ -20,12 +20,20 @@ def layer_parameters(spec: ModelSpec) -> int:
     return attention + 3 * spec.hidden * spec.intermediate
 
 
-def costs_of(spec: ModelSpec, *, blocks: int, draft_vocab: int | None, drafting: bool) -> Costs:
-    """Costs by bytes read, which is what batch-1 decoding takes its time for."""
+def costs_of(
+    spec: ModelSpec, *, blocks: int, draft_vocab: int | None, drafting: bool, depth: int = 1
+) -> Costs:
+    """Costs by bytes read, which is what batch-1 decoding takes its time for.
+
+    ``depth`` 2: the head goes on from its own state, by one layer and the LM matrix once more.
+    """
     per_token = spec.hidden / layer_parameters(spec)
     lm = spec.vocabulary * per_token
-    head = blocks + (draft_vocab or spec.vocabulary) * per_token if drafting else 0.0
-    return Costs(lm, head)
+    if not drafting:
+        return Costs(lm, 0.0)
+    guess = (draft_vocab or spec.vocabulary) * per_token
+    second = 1 + 2 * spec.hidden * per_token + guess if depth > 1 else 0.0
+    return Costs(lm, blocks + guess + second)
 
 
 def costs_in_step() -> Costs:

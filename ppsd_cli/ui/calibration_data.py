@@ -215,11 +215,6 @@ def remarks(calibration: Calibration) -> list[str]:
         )
     else:
         lines.append("No exit layer's tick is short enough for any head to reach ar here.")
-    able = [head.name for head in calibration.heads if head.second is not None]
-    if able and all(each.depth == 1 for each in calibration.timings):
-        lines.append(
-            f"{', '.join(able)} could guess two depths per tick, which these devices do not serve."
-        )
     for each in calibration.memory:
         lines.append(
             f"Memory on {each.device}: {size(each.needed)} needed, {size(each.available)} free."

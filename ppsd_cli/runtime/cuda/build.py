@@ -15,6 +15,7 @@ from ppsd_cli.runtime.cuda.prompts import bucket_of
 from ppsd_cli.runtime.cuda.recorder import Immediate, Recorder
 from ppsd_cli.runtime.cuda.runner import GraphRunner
 from ppsd_cli.runtime.cuda.ticks import FollowerPod, Pod
+from ppsd_cli.runtime.cuda.tiles import HOPPER_SHARED
 from ppsd_cli.runtime.pipeline import PipelineConfig, load_head, load_worker
 
 
@@ -88,7 +89,11 @@ def member_of(
     if cuda:
         torch.cuda.set_device(device)
     chained = cuda and torch.cuda.get_device_capability(device) >= (9, 0)
-    launcher = Launcher(clock=cuda, chained=chained, slots=stages[0].slots)
+    shared = HOPPER_SHARED
+    if cuda:
+        here = torch.cuda.get_device_properties(device)
+        shared = getattr(here, "shared_memory_per_block_optin", shared)
+    launcher = Launcher(clock=cuda, chained=chained, slots=stages[0].slots, shared=shared)
     kind = FollowerPod if first else Pod
     pod = kind(launcher, stages, head, first=first, total=total)
     return Member(pod, recorder(device), DeviceClock(device if cuda else None))

@@ -130,14 +130,12 @@ class Crew:
             for member in self.members
         ]
 
-    def with_trees(self, width: int) -> "Crew":
-        """The same devices for levels of ``width`` nodes, with boxes of their own."""
-        members: list[Member] = []
-        for member in self.members:
-            pod = member.pod
-            assert isinstance(pod, Pod), "a crew of trees"
-            tree = TreeFollower(pod, width) if members else TreePod(pod, width)
-            members.append(Member(tree, member.recorder, member.clock))
+    def with_trees(self, width: int, depth: int = 1) -> "Crew":
+        """The same devices for levels of ``width`` nodes, with boxes of their own.
+
+        ``depth``: depths of guesses that enter in one tick.
+        """
+        members = [widened(member, width, depth) for member in self.members]
         return Crew(members, through_host=self._through_host)
 
     def record_alone(self, key: Hashable, launches: Callable[[], None]) -> None:
@@ -198,6 +196,14 @@ class Crew:
         if len(self.members) > 1:
             for member in self.members:
                 member.recorder.mark()
+
+
+def widened(member: Member, width: int, depth: int) -> Member:
+    """The same device for levels of ``width`` nodes, without boxes."""
+    pod = member.pod
+    assert isinstance(pod, Pod), "a crew of trees"
+    kind = TreeFollower if pod.first else TreePod
+    return Member(kind(pod, width, depth), member.recorder, member.clock)
 
 
 def devices_reach(devices: Sequence[torch.device]) -> bool:

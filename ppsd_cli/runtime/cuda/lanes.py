@@ -15,6 +15,7 @@ from ppsd_cli.core.plan import Sampling
 from ppsd_cli.model.cache import LayerCache
 from ppsd_cli.model.heads import DraftHead, HeadWeights
 from ppsd_cli.model.layers import LayerWeights, Shape
+from ppsd_cli.model.second_level import SecondLevel
 from ppsd_cli.model.stage import Output, Stage
 from ppsd_cli.runtime.cuda import launch
 from ppsd_cli.runtime.cuda.choice import vote_kernel
@@ -94,7 +95,9 @@ class Chooser:
     def _make_room(self, width: int) -> None:
         columns, inner = self._matrix.shape
         device = self._matrix.device
-        tile = launch.output_tile(inner, columns, width=width, dtype=self._matrix.dtype)
+        tile = self._launcher.tile(
+            inner, columns, width=width, paired=False, dtype=self._matrix.dtype
+        )
         self.logits = torch.zeros(width, columns, dtype=torch.float32, device=device)
         self._votes = Votes.of(width, -(-columns // tile.rows), device)
         self._cut_votes = Votes.of(width, -(-columns // _VOTE_TILE), device)
@@ -103,6 +106,12 @@ class Chooser:
         """The same LM head with room for ``width`` rows."""
         other = copy(self)
         other._make_room(width)
+        return other
+
+    def behind(self, norm: Tensor, width: int) -> "Chooser":
+        """The same LM head behind another norm [H], for ``width`` rows."""
+        other = self.widened(width)
+        other._head = replace(self._head, norm=norm)
         return other
 
     @property
@@ -382,6 +391,23 @@ class Reads:
         return self.taps, self.own, self.beside
 
 
+@dataclass(frozen=True, slots=True)
+class SecondBlock:
+    """How a head goes on from its own state, in the kernels' layout; see ``model.second_level``.
+
+    ``fuse`` [H, 2 H].
+    """
+
+    weights: SecondLevel
+    layer: Block
+    fuse: Tensor
+
+    @classmethod
+    def of(cls, weights: SecondLevel) -> "SecondBlock":
+        """See ``Block.of``."""
+        return cls(weights, Block.of(weights.layer), rows_of(weights.fuse))
+
+
 class HeadLane:
     """The draft head on the lagged view, for one row or for the newest few; see ``model.heads``.
 
@@ -390,7 +416,7 @@ class HeadLane:
     """
 
     def __init__(self, launcher: Launcher, head: DraftHead, shape: Shape) -> None:
-        self._launcher, self._head, self._shape = launcher, head, shape
+        self._launcher, self.draft_head, self.shape = launcher, head, shape
         weights = head.weights
         self._blocks = [Block.of(block) for block in weights.blocks]
         self.rings = head.rings
@@ -402,6 +428,9 @@ class HeadLane:
         self.norms: Tensor | None = None
         if self.lags:
             self._join(weights)
+        self.second: SecondBlock | None = None
+        if weights.second is not None:
+            self.second = SecondBlock.of(weights.second)
         self._make_room(1)
 
     def _join(self, weights: HeadWeights) -> None:
@@ -414,7 +443,7 @@ class HeadLane:
         self.norms = torch.stack([block.weights.input_norm, *deep.norms])
 
     def _make_room(self, width: int) -> None:
-        shape = self._shape
+        shape = self.shape
 
         def room(*sizes: int) -> Tensor:
             return torch.zeros(*sizes, dtype=self.rings.dtype, device=self.rings.device)
@@ -437,6 +466,11 @@ class HeadLane:
         return other
 
     @property
+    def states(self) -> Tensor:
+        """States [W, H] before the output norm, of the last call of a head with blocks."""
+        return self._scratch.work
+
+    @property
     def has_cache(self) -> bool:
         """Whether a row is seen by later ones, and so must be right."""
         return bool(self._blocks)
@@ -444,7 +478,7 @@ class HeadLane:
     @property
     def eps(self) -> float:
         """Epsilon of the norms."""
-        return self._shape.rms_eps
+        return self.shape.rms_eps
 
     def guess(
         self,
@@ -466,18 +500,18 @@ class HeadLane:
             launch.linear(
                 self._launcher,
                 [Linear(x, gate_up, middle, norm=norm)],
-                eps=self._shape.rms_eps,
+                eps=self.shape.rms_eps,
                 gated=True,
             )
             launch.linear(self._launcher, [Linear(middle, down, work, residual=x)])
             x = work
         for index, block in enumerate(self._blocks):
-            cache, scratch = self._head.caches[index], self._scratch
+            cache, scratch = self.draft_head.caches[index], self._scratch
             call = BlockCall(block, x, work, cache, place[0], scratch, branch=branch)
             if index == 0 and self.lags:
                 self._lagged_block(call, place)
             else:
-                run_blocks(self._launcher, [call], self._shape, self._head.tables)
+                run_blocks(self._launcher, [call], self.shape, self.draft_head.tables)
             x = work
         rows = self.chooser.width
         self.chooser.run(x[-rows:], place[0, -rows:], sampling, noise, logits=logits)
@@ -487,10 +521,12 @@ class HeadLane:
 
         What deeper states add to the row goes through the output product, beside attention.
         """
-        launcher, scratch, shape = self._launcher, self._scratch, self._shape
+        launcher, scratch, shape = self._launcher, self._scratch, self.shape
         near, beside = self._near, self.reads.beside
         behind = self.lags * self.rings.shape[2]
-        launch.qkv(launcher, self._key_calls(call, place), shape=shape, tables=self._head.tables)
+        launch.qkv(
+            launcher, self._key_calls(call, place), shape=shape, tables=self.draft_head.tables
+        )
         attention = Attend(
             scratch.q,
             call.cache.keys,
@@ -507,7 +543,7 @@ class HeadLane:
 
     def _key_calls(self, call: BlockCall, place: Tensor) -> list[Qkv]:
         """The query with its own key and value, and keys and values of every lag."""
-        w, q, near, shape = call.block.weights, self._scratch.q, self._near, self._shape
+        w, q, near, shape = call.block.weights, self._scratch.q, self._near, self.shape
         step = 2 * shape.kv_heads * shape.head_dim
         targets: list[Near | LayerCache] = [*[near] * self.lags, call.cache]
         return [

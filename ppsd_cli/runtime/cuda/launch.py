@@ -20,6 +20,7 @@ from ppsd_cli.runtime.cuda.linear import linear_kernel, qkv_kernel
 from ppsd_cli.runtime.cuda.tiles import (
     ATTENTION,
     FEWEST_ROWS,
+    HOPPER_SHARED,
     SPLIT,
     Tile,
     attention_block,
@@ -34,18 +35,35 @@ class Launcher:
     """Settings of all launches.
 
     ``clock``: kernels note times. ``chained``: programmatic dependent launch within a stream.
-    ``slots``: capacity of the caches, which bounds the programs of attention.
+    ``slots``: capacity of the caches, which bounds the programs of attention. ``shared``: bytes of
+    shared memory that a program may have.
     """
 
     clock: bool
     chained: bool
     slots: int
+    shared: int = HOPPER_SHARED
     tables: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     @property
     def splits(self) -> int:
         """Programs of one key/value head in attention: a power of two, at most ``ATTENTION``."""
         return min(ATTENTION, power_of_two(-(-self.slots // SPLIT)))
+
+    def tile(
+        self,
+        inner: int,
+        outer: int,
+        *,
+        width: int,
+        paired: bool,
+        dtype: torch.dtype,
+        members: int = 1,
+    ) -> Tile:
+        """How a product with weights of ``dtype`` is cut on this GPU; see ``choose_tile``."""
+        narrow = dtype != torch.float32
+        tile = choose_tile(inner, outer, width=width, paired=paired, narrow=narrow, members=members)
+        return tile.within(self.shared, paired=paired)
 
     def flags(self, tile: Tile, *, first: bool) -> dict[str, Any]:
         """Compile-time and launch settings. ``first``: the kernel may follow several others, and
@@ -220,12 +238,12 @@ def linear(
     one = members[0]
     width, inner = one.x.shape
     outer = one.out.shape[1]
-    tile = choose_tile(
+    tile = launcher.tile(
         inner,
         outer,
         width=width,
         paired=gated,
-        narrow=one.weight.dtype != torch.float32,
+        dtype=one.weight.dtype,
         members=len(members),
     )
     stamps = next((m.stamp for m in members if m.stamp is not None), None)
@@ -278,13 +296,8 @@ def qkv(
     n, m, d = shape.heads, shape.kv_heads, shape.head_dim
     pairs = (n + 2 * m) * d // 2
     single = one.q_norm is not None
-    tile = choose_tile(
-        inner,
-        pairs,
-        width=width,
-        paired=True,
-        narrow=one.x.dtype != torch.float32,
-        members=len(members),
+    tile = launcher.tile(
+        inner, pairs, width=width, paired=True, dtype=one.x.dtype, members=len(members)
     )
     rows = d // 2 if single else tile.rows
     table = one.place
@@ -431,11 +444,6 @@ class Noise:
     temperature: Tensor
 
 
-def output_tile(inner: int, columns: int, *, width: int, dtype: torch.dtype) -> Tile:
-    """Tile of an LM matrix [V, H]."""
-    return choose_tile(inner, columns, width=width, paired=False, narrow=dtype != torch.float32)
-
-
 def output(
     launcher: Launcher,
     x: Tensor,
@@ -454,7 +462,7 @@ def output(
     """Logits [W, V] (float32) of x [W, H] and the votes for a token; ``noise`` None is greedy."""
     width, inner = x.shape
     columns = weight.shape[0]
-    tile = output_tile(inner, columns, width=width, dtype=weight.dtype)
+    tile = launcher.tile(inner, columns, width=width, paired=False, dtype=weight.dtype)
     output_kernel[(-(-columns // tile.rows),)](
         x,
         norm,

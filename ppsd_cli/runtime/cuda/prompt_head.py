@@ -1,7 +1,8 @@
 """The draft head's part of a prompt chunk as a graph, on the first device.
 
-Only what later tokens read is made: the rings of tapped states, and the caches of the head's
-blocks. A head without blocks reads nothing but its newest token's state, so it has no part here.
+Only what later tokens read is made: the rings of tapped states, the caches of the head's blocks,
+and what a second level goes on from. A head without blocks reads nothing but its newest token's
+state, so it has no part here.
 
 Numbers are those of ``model.heads``, up to the rounding of another matrix height. Attention on
 the lagged view is one call: keys of the near taps stand behind those of the cache, one stretch of
@@ -59,7 +60,12 @@ class PromptHead:
 
     def _key(self, bucket: int) -> int:
         """Without attention a graph serves every length."""
-        return bucket if len(self._weights.blocks) > 1 else 0
+        return bucket if self._goes_on or len(self._weights.blocks) > 1 else 0
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether a second level reads what the last block makes of the prompt's last token."""
+        return self._weights.second is not None
 
     def take(self, depth: int, states: Tensor) -> None:
         """States [W, H] of the chunk after ``depth`` layers of another device."""
@@ -79,10 +85,12 @@ class PromptHead:
         for index, (block, cache) in enumerate(
             zip(self._weights.blocks, self._head.caches, strict=True)
         ):
-            # Nobody reads what the last block makes of a prompt's tokens: its keys are enough.
-            ends = index == last
+            # Nobody else reads what the last block makes of a prompt's tokens: keys are enough.
+            ends = index == last and not self._goes_on
             step = self._lagged_block if index == 0 and self._lags else self._block
             hidden = step(hidden, block, cache, position, None if ends else bucket)
+        if self._goes_on:
+            self._head.own.index_copy_(0, self._rows.where(position, self._rows.trash), hidden)
 
     def _remember(self, position: Tensor) -> None:
         """The chunk's tapped states into their rings; padding into the last place."""

@@ -7,9 +7,11 @@ what it would find beside other GPUs of one process (``relay.py``).
 
 Each rank sends states and place of the node that leaves it to the next rank, and to rank 0 its
 tapped states, when its stage was done, and from the last one the target; the logits, too, where
-they are kept.
+they are kept. With trees it is a level of nodes and its letter (``tree_relay.py``), and a target
+for each row: the same boxes with wider halves, so the same exchanges.
 
-Shapes: V vocabulary, H hidden.
+Shapes: W rows of a tick (1 in a chain), B states of a box, V vocabulary, H hidden. A box's states
+are [2, B * W, H].
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -22,14 +24,13 @@ from torch import Tensor
 
 from ppsd_cli.core.plan import Request, Sampling
 from ppsd_cli.runtime.cuda.control import TICKS
-from ppsd_cli.runtime.cuda.crew import Crew, Fetched, Member
+from ppsd_cli.runtime.cuda.crew import AnyPod, Crew, Fetched, Member, widened
 from ppsd_cli.runtime.cuda.march import TickKind
 from ppsd_cli.runtime.cuda.rank_alarm import Watched
 from ppsd_cli.runtime.cuda.rank_clock import AwayClock
 from ppsd_cli.runtime.cuda.rank_links import Exchange, Letter, Links
 from ppsd_cli.runtime.cuda.recorder import Ready
 from ppsd_cli.runtime.cuda.relay import Box, Push
-from ppsd_cli.runtime.cuda.ticks import Pod
 from ppsd_cli.runtime.pipeline import PipelineConfig, head_taps
 
 _LOSS_SECONDS = 0.3
@@ -69,7 +70,7 @@ class _Logits:
 
 @dataclass(frozen=True, slots=True)
 class AwayPod:
-    """What rank 0 has of another rank's pod: its stage, and copies of its stamps and logits."""
+    """What rank 0 has of another rank's pod: its stage, copies of its stamps and logits [W, V]."""
 
     lanes: tuple[int, ...]
     board: _Stamps
@@ -99,10 +100,11 @@ class RankCrew(Crew):
     ) -> None:
         """``watch``: called while the host waits for the device; raises where a rank is gone."""
         self.rank, self.links, self._watch = rank, links, watch
+        self._config, self._vocabulary = config, vocabulary
         self._last = config.stages - 1
         self._graphs = {}
-        self.home = member
-        away = [self._away(r, vocabulary) for r in range(config.stages)]
+        self.home, self._width = member, member.pod.states.shape[1]
+        away = [self._away(r) for r in range(config.stages)]
         members = [member if r == rank else away[r] for r in range(config.stages)]
         self.members = tuple(cast(Member, each) for each in members)
         self.tail = self.members[-1]
@@ -113,21 +115,28 @@ class RankCrew(Crew):
         self._homeward: Box | None = None
         self._connect()
 
-    def _away(self, rank: int, vocabulary: int) -> Away:
+    def with_trees(self, width: int, depth: int = 1) -> "RankCrew":
+        """See ``Crew.with_trees``; with exchanges of its own. Clocks stay with this crew."""
+        return RankCrew(
+            self._config, self.rank, widened(self.home, width, depth), self.links,
+            vocabulary=self._vocabulary,
+            watch=self._watch,
+        )  # fmt: skip
+
+    def _away(self, rank: int) -> Away:
         device = self.home.pod.device
         stamps = torch.zeros(TICKS, 1, dtype=torch.int64, device=device)
-        columns = vocabulary if self.rank == 0 and rank == self._last else 0
-        logits = torch.zeros(1, columns, dtype=torch.float32, device=device)
+        columns = self._vocabulary if self.rank == 0 and rank == self._last else 0
+        logits = torch.zeros(self._width, columns, dtype=torch.float32, device=device)
         pod = AwayPod((rank,), _Stamps(stamps), _Logits(logits))
         return Away(pod, AwayClock(rank if self.rank == 0 else None))
 
     def _connect(self) -> None:
         """This device's boxes: what comes here, and what goes to each receiver."""
         pod, rows = self.home.pod, len(self._routes)
-        assert isinstance(pod, Pod), "ranks carry chains"
         if self.rank == 0:
             moves = [(route.row, 1, route.tap, route.rank, 1) for route in self._routes]
-            pod.connect(pod.make_box(rows), moves)
+            pod.connect(pod.make_box(rows, returns=True), moves)
         else:
             pod.connect(pod.make_box(1), [(0, 0, 0, 0, 1)])
         if self.rank < self._last:
@@ -136,7 +145,7 @@ class RankCrew(Crew):
             table = _table([(pod.row[end], 0)], pod)
             pod.pushes.append(Push(self._onward, table, place=True, target=False))
         if self.rank and (rows or self.rank == self._last):
-            self._homeward = pod.make_box(rows)
+            self._homeward = pod.make_box(rows, returns=True)
             table = _table([(pod.row[r.depth], i) for i, r in enumerate(self._routes)], pod)
             target = self.rank == self._last
             pod.pushes.append(Push(self._homeward, table, place=False, target=target))
@@ -212,7 +221,7 @@ class RankCrew(Crew):
         letters.append((0, pod.board.stamps[row]))
         if keeps and self.rank == self._last:
             assert pod.chooser is not None
-            letters.append((0, pod.chooser.logits[0]))
+            letters.append((0, pod.chooser.logits))
         return letters
 
     def _comes_on(self, half: int) -> list[Letter]:
@@ -221,19 +230,19 @@ class RankCrew(Crew):
 
     def _comes_home(self, row: int, keeps: bool) -> list[Letter]:
         """As ``_goes`` of each other rank sends it."""
-        half, box, letters = row % 2, self.home.pod.box, []
+        half, box, width, letters = row % 2, self.home.pod.box, self._width, []
         for rank, member in enumerate(self.members[1:], 1):
             rows = [route.row for route in self._routes if route.rank == rank]
             if rows:
-                letters.append((rank, box.states[half, rows[0] : rows[-1] + 1]))
+                letters.append((rank, box.states[half, rows[0] * width : (rows[-1] + 1) * width]))
             if rank == self._last:
                 letters.append((rank, box.header[half]))
             letters.append((rank, member.pod.board.stamps[row]))
             if keeps and rank == self._last:
                 assert member.pod.chooser is not None
-                letters.append((rank, member.pod.chooser.logits[0]))
+                letters.append((rank, member.pod.chooser.logits))
         return letters
 
 
-def _table(rows: Sequence[tuple[int, int]], pod: Pod) -> Tensor:
+def _table(rows: Sequence[tuple[int, int]], pod: AnyPod) -> Tensor:
     return torch.tensor(list(rows), dtype=torch.int64, device=pod.device).view(-1, 2)

@@ -96,7 +96,7 @@ class GraphRunner:
         self._prefill = prefill or Prefill(crew, head, chunk=chunk)
         self._bursts: dict[int, BurstPod] = {}
         self._burst: tuple[int, BurstRecord] | None = None
-        self._trees: dict[int, Crew] = {}
+        self._trees: dict[tuple[int, int], Crew] = {}
         self._due_back: deque[tuple[int, tuple[Target, ...]]] = deque()
         self._kept: Tensor | None = None
         self._weight_bytes = sum(stage.weight_bytes() for stage in stages)
@@ -139,7 +139,8 @@ class GraphRunner:
     @property
     def _tree(self) -> Crew | None:
         """What carries this answer's trees; None in a chain."""
-        return None if self._request is None else self._trees.get(self._request.width)
+        request = self._request
+        return None if request is None else self._trees.get((request.width, request.depth))
 
     @property
     def _line(self) -> Crew:
@@ -193,8 +194,9 @@ class GraphRunner:
         alone = len(self._crew.members) == 1
         assert alone or not request.draft_length, "bursts run on one GPU"
         self._request = request
-        if request.width > 1 and request.width not in self._trees:
-            self._trees[request.width] = self._crew.with_trees(request.width)
+        shape = request.width, request.depth
+        if request.width > 1 and shape not in self._trees:
+            self._trees[shape] = self._crew.with_trees(*shape)
         kinds = [TickKind(tuple(range(self.stages)), drafts=True)]
         if not request.drafting:
             kinds = [TickKind((s,), drafts=False) for s in range(self.stages)]
@@ -303,7 +305,8 @@ class GraphRunner:
         assert self._request is not None
         sampling = self._request.sampling
         cut = (sampling.top_k, sampling.top_p, sampling.min_p) if is_cut(sampling) else ()
-        return (kind, self._request.width, sampling.temperature > 0, *cut)
+        request = self._request
+        return (kind, request.width, request.depth, sampling.temperature > 0, *cut)
 
     # results
 

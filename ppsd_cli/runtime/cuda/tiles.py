@@ -5,7 +5,7 @@ nothing here may depend on how the layers are split or on a measurement of this 
 were found with ``docs/benchmarks/gpu_tiles.py`` on H100 and H200.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ROWS = 16
 """Rows that a tensor-core product is padded to; the widest call."""
@@ -24,6 +24,9 @@ FEWEST_ROWS = 16
 """Query rows of one program of attention, at least: what tensor cores multiply."""
 
 _FEW_PROGRAMS = 64
+
+HOPPER_SHARED = 227 * 1024
+"""Bytes of shared memory that a program may have on the GPUs that the tiles were chosen for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,24 @@ class Tile:
         if not self.dot:
             return 1
         return 8 if self.slices and width <= 8 else ROWS
+
+    def within(self, shared: int, *, paired: bool) -> "Tile":
+        """The same for a GPU whose programs have fewer than ``shared`` bytes: fewer steps on their
+        way, then fewer weight rows. Neither changes a sum.
+        """
+        tile = self
+        while tile.dot and not tile.slices and tile._bytes(paired=paired) > shared:
+            if tile.stages > 2:
+                tile = replace(tile, stages=tile.stages - 1)
+            elif tile.rows > 16:
+                tile = replace(tile, rows=tile.rows // 2)
+            else:
+                break
+        return tile
+
+    def _bytes(self, *, paired: bool) -> int:
+        """Of steps on their way, with 16-bit weights."""
+        return (self.rows * (2 if paired else 1) + ROWS) * self.columns * 2 * self.stages
 
 
 def power_of_two(value: int) -> int:
@@ -95,15 +116,18 @@ def _short_tile(inner: int, outer: int, *, paired: bool, members: int) -> Tile:
 
 def _wide_tile(inner: int, outer: int, *, paired: bool) -> Tile:
     """Of several rows. Where a norm is applied (all paired products, LM heads), it is applied again
-    by every program, so programs are large where there are many.
+    by every program, so programs are large where there are many. K above 2,048: as found in a chain
+    of layers of one stage (``docs/benchmarks/gpu_layers.py``).
     """
-    if outer >= (8192 if inner <= 2048 else 32768):
+    if inner <= 2048 and outer >= 8192:
         return Tile(128, 64, 4, True, 4)
     if inner <= 2048:
         return Tile(16, 256 if inner <= 1024 else 512, 4, True, slices=4)
-    if not paired:
-        return Tile(32, 128, 4, True, 4)
-    return Tile(64, 128, 4, True, 3) if outer >= 8192 else Tile(64, 64, 4, True, 4)
+    if paired:
+        return Tile(128, 128, 8, True, 3) if outer >= 8192 else Tile(64, 256, 4, True, 3)
+    if outer >= 16384:
+        return Tile(128, 128, 8, True, 3)
+    return Tile(64 if inner <= 8192 <= 2 * outer else 32, 256, 4, True, 5)
 
 
 def attention_tile(head_dim: int) -> Tile:

@@ -1,6 +1,7 @@
 """What the device remembers of a tree, and the host's view of a tick of it.
 
-Shapes: n stages, W rows of a level, K taps, S slots, V columns, V' draft vocabulary.
+Shapes: n stages, W rows of a level, K taps, S slots, V columns, V' draft vocabulary, R rows of the
+second depth.
 """
 
 import math
@@ -15,6 +16,7 @@ from ppsd_cli.core.plan import Node, Request, Target
 from ppsd_cli.errors import StageError
 from ppsd_cli.runtime.cuda.board import Board
 from ppsd_cli.runtime.cuda.control import TICKS
+from ppsd_cli.runtime.cuda.level_shape import LevelShape
 from ppsd_cli.runtime.cuda.recorder import send
 from ppsd_cli.runtime.cuda.tiles import power_of_two
 from ppsd_cli.runtime.cuda.tree_control import (
@@ -34,41 +36,41 @@ class TreeBoard(Board):
     def __init__(
         self,
         *,
-        stages: int,
+        level: LevelShape,
         local: int,
         taps: int,
         slots: int,
         device: torch.device,
-        width: int,
     ) -> None:
         """``local``: stages of this device. ``slots``: S less the spare one."""
+        width, path = level.width, level.path
         super().__init__(stages=local, lags=taps - 1, slots=slots, device=device, width=width)
         whole: dict[str, Any] = {"dtype": torch.int64, "device": device}
         half: dict[str, Any] = {"dtype": torch.int32, "device": device}
         wide: dict[str, Any] = {"dtype": torch.float32, "device": device}
-        self.width, self.holes = width, stages * width
-        room = max(16, self.holes + (stages - 1) * power_of_two(width))  # sorted 16 at a time
+        self.width, self.holes = width, level.stages * width
+        room = max(16, self.holes + level.freed)  # sorted 16 at a time
         self.tree = torch.zeros(len(TREE_FIELDS), **whole)
         self.nodes = torch.zeros(TICKS, width, len(NODE_FIELDS), **whole)
         self.alive = torch.zeros(TICKS, **whole)
         self.scores = torch.zeros(TICKS, width, **wide)
-        self.lineage = torch.zeros(TICKS, width, stages, **half)
+        self.lineage = torch.zeros(TICKS, width, path, **half)
         self.kin = torch.full((TICKS, width, taps), -1, **whole)
         self.owner = torch.full((slots + 1,), FREE, **half)
         self.where = torch.zeros(slots + 1, **half)
         self._count = torch.arange(slots + 1, **half)
-        self.freed = torch.full((TICKS, (stages - 1) * power_of_two(width)), NO_SLOT, **whole)
+        self.freed = torch.full((TICKS, level.freed), NO_SLOT, **whole)
         self.ends = torch.zeros(TICKS, **whole)
         self.pool = torch.full((power_of_two(room),), NO_SLOT, **whole)
         self.log = torch.zeros(TICKS, len(HEAD_FIELDS) + len(ROW_FIELDS) * width, **whole)
-        self.paths = torch.zeros(local, width, stages, **half)
+        self.paths = torch.zeros(local, width, path, **half)
         self.views = torch.zeros(local + 1, 2, **whole)
         self.head_place = torch.zeros(1 + taps, width, 2, **whole)
         self.head_place[:, :, 1] = slots
-        self.head_path = torch.zeros(width, stages, **half)
+        self.head_path = torch.zeros(width, path, **half)
         self.head_kin = torch.full((width, taps), -1, **whole)
-        self.tokens = torch.zeros(width, width, **whole)
-        self.shares = torch.full((width, width), -torch.inf, **wide)
+        self.first = torch.full((width, 2), -2, **whole)
+        self.first_scores = torch.zeros(width, **wide)
         self.scale = torch.ones(1, **wide)
         self.ranks = torch.zeros(slots, **whole)
         self.rank_shares = torch.full((width,), torch.nan, **wide)
@@ -109,7 +111,8 @@ class TreeBoard(Board):
 class Level:
     """One tick of a tree from the device's log; times in device nanoseconds.
 
-    ``targets`` [W]: what the full model says of the rows that left the last stage.
+    ``targets`` [W]: what the full model says of the rows that left the last stage. ``logits``: for
+    each guess among ``nodes`` the row of the draft logits that it comes from.
     """
 
     tick: int
@@ -117,17 +120,17 @@ class Level:
     entry_time: int
     stage_times: tuple[int, ...]
     nodes: tuple[Node, ...]
-    leaves: tuple[int, ...]
+    logits: tuple[int, ...]
     targets: tuple[int, ...]
 
     @classmethod
     def of(cls, log: Sequence[int], stamps: Sequence[int]) -> "Level":
         """From rows of the log and of the stamps. StageError where the head made no numbers."""
-        tick, boundary_time, entry_time, drafted = log[: len(HEAD_FIELDS)]
+        tick, boundary_time, entry_time = log[: len(HEAD_FIELDS)]
         step = len(ROW_FIELDS)
-        nodes, leaves, targets = [], [], []
+        nodes, rows, targets = [], [], []
         for at in range(len(HEAD_FIELDS), len(log), step):
-            entered, serial, position, token, slot, leaf, parent, target = log[at : at + step]
+            entered, serial, position, token, slot, row, parent, target = log[at : at + step]
             targets.append(target)
             if not entered:
                 continue
@@ -140,20 +143,21 @@ class Level:
                     position,
                     token,
                     1,
-                    drafted=bool(drafted),
+                    drafted=row >= 0,
                     final=True,
                     parent=above,
                     slot=slot,
                 )
             )
-            leaves.append(leaf)
-        kept = tuple(leaves) if drafted else ()
-        times = tuple(stamps)
+            rows.append(row)
+        times, kept = tuple(stamps), tuple(row for row in rows if row >= 0)
         return cls(tick, boundary_time, entry_time, times, tuple(nodes), kept, tuple(targets))
 
     def draft_logits(self, logits: Tensor | None) -> tuple[Tensor, ...]:
-        """Of each guess that entered, from ``logits`` [W, V'] of the leaves, where kept."""
-        return () if logits is None else tuple(logits[leaf] for leaf in self.leaves)
+        """Of each guess that entered, from ``logits`` [W + R, V'] behind all leaves and then behind
+        guesses, where kept.
+        """
+        return () if logits is None else tuple(logits[row] for row in self.logits)
 
     def answers(self, fed: Sequence[Node], spans: Any, logits: Tensor | None) -> tuple[Target, ...]:
         """Targets of the nodes ``fed`` that left the last stage; ``logits`` [W, V] where kept.

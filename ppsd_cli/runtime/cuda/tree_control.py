@@ -1,36 +1,38 @@
 """The boundary and the entry of a tick that carries a level of a tree, decided on the device.
 
 The rule is ``core.tree``'s, on arrays of fixed size. The nodes of a level entered in one tick; the
-level of tick t - n leaves the last of n stages at tick t, and has at most one live node, the root.
-If a live child of the root has the root's target as its token, it is the next root, and of each
-later level those nodes stay live whose parent does; otherwise all die and the token is due. Slots
-of dead nodes are free at once; nodes that enter take the lowest free ones. They stand on the newest
-level with live nodes, the *leaves*, which need not be that of the last tick.
+level of tick t - n leaves the last of n stages at tick t, and its first live node is the root. If a
+live child of the root has the root's target as its token, it is the next root, and of each later
+level those nodes stay live whose parent does; otherwise all die and the token is due. With two
+depths a tick (``DEPTH`` 2) the next root may be of the same level; then its target is here, too,
+and the rule applies again. Slots of dead nodes are free at once; nodes that enter take the lowest
+free ones. They stand on the newest level with live nodes, that of the *leaves*, which need not be
+that of the last tick.
 
 Records, by tick modulo TICKS: ``nodes`` [TICKS, W, 6] int64 (``NODE_FIELDS``); ``alive`` [TICKS]
 int64, a bit for each row; ``scores`` [TICKS, W], log shares summed along the path; ``lineage``
-[TICKS, W, n] int32, the numbers of a node and its ancestors (0: none); ``kin`` [TICKS, W, K] int64,
+[TICKS, W, P] int32, the numbers of a node and its ancestors (0: none); ``kin`` [TICKS, W, K] int64,
 their slots (-1: none). The number of a node is 16 times its tick plus its row.
 ``pool`` [POOL] int64: free slots below the highest one used, lowest first, then NO_SLOT.
-``tree`` [5] int64: ``TREE_FIELDS``. ``log`` [TICKS, 4 + 8 W] int64: ``HEAD_FIELDS``, then W times
-``ROW_FIELDS``.
+``tree`` [5] int64: ``TREE_FIELDS``. ``log`` [TICKS, 3 + 8 W] int64: ``HEAD_FIELDS``, then W times
+``ROW_FIELDS``, of which ``logits`` is the row of the draft logits (those of the second depth behind
+those of the first), -1 for a token that was due.
 
-Shapes: n stages, W rows of a level, WP padded, K taps, L = K - 1, H hidden.
+Shapes: n stages, W rows of a level, WP padded, P = n * DEPTH nodes of a path, K taps, L = K - 1,
+H hidden, F = n - 1 (one depth) or n (two) levels in which nodes may die.
 """
 
 import triton
 import triton.language as tl
 
 from ppsd_cli.runtime.cuda.choice import elect
-from ppsd_cli.runtime.cuda.control import leave_tap
 from ppsd_cli.runtime.cuda.linear import wait_for_predecessor
 from ppsd_cli.runtime.cuda.relay import moved_row
-from ppsd_cli.runtime.cuda.tree_choice import index_of, key_of, score_of
 
 NODE_FIELDS = ("entered", "position", "token", "slot", "parent", "serial")
 TREE_FIELDS = ("end", "tip", "due", "holes", "leaves")
-HEAD_FIELDS = ("tick", "boundary_time", "entry_time", "drafted")
-ROW_FIELDS = ("entered", "serial", "position", "token", "slot", "parent", "parent_serial", "target")
+HEAD_FIELDS = ("tick", "boundary_time", "entry_time")
+ROW_FIELDS = ("entered", "serial", "position", "token", "slot", "logits", "parent_serial", "target")
 NO_SLOT = 2**62
 FREE = 2**31 - 1
 PROMPT = -(2**31)
@@ -49,6 +51,29 @@ def _target_of(
 
 
 @triton.jit
+def _bury(
+    dies,
+    slot_ptr,
+    owner_ptr,
+    pool_ptr,
+    freed_ptr,
+    i,
+    ROOM: tl.constexpr,
+    TOLD: tl.constexpr,
+):
+    """Free the slots of nodes that die, listing them at ``ROOM`` of the pool and, with ``TOLD``, of
+    ``freed_ptr``. Returns their number.
+    """
+    slot = tl.load(slot_ptr, mask=dies, other=0)
+    tl.store(owner_ptr + slot, slot.to(tl.int32) * 0 + 2147483647, mask=dies)
+    gone = tl.where(dies, slot, 4611686018427387904)
+    tl.store(pool_ptr + i, gone)
+    if TOLD:
+        tl.store(freed_ptr + ROOM + i, gone)
+    return tl.sum(dies.to(tl.int32), axis=0)
+
+
+@triton.jit
 def _settle(
     board_ptr,
     tree_ptr,
@@ -63,6 +88,7 @@ def _settle(
     come_ptr,
     tick,
     STAGES: tl.constexpr,
+    DEPTH: tl.constexpr,
     LOCAL: tl.constexpr,
     W: tl.constexpr,
     WP: tl.constexpr,
@@ -77,13 +103,35 @@ def _settle(
     oldest = (tick + 64 - STAGES) % 64
     mask = tl.load(alive_ptr + oldest)
     live = mask != 0
-    row = tl.min(tl.where((mask >> i) & 1 > 0, i, WP - 1), axis=0)
-    row = tl.minimum(row, W - 1)
-    target = _target_of(row, vote_ptr, vote_id_ptr, tiles, come_ptr, LOCAL < STAGES, BLOCK)
-    position = tl.load(nodes_ptr + (oldest * W + row) * 6 + 1)
+    root = tl.min(tl.where((mask >> i) & 1 > 0, i, WP - 1), axis=0)
+    root = tl.minimum(root, W - 1)
+    target = _target_of(root, vote_ptr, vote_id_ptr, tiles, come_ptr, LOCAL < STAGES, BLOCK)
+    freed_ptr += (tick % 64) * ((STAGES + DEPTH - 2) * WP)
+    deaths = 0
+    if DEPTH > 1:
+        node = nodes_ptr + (oldest * W + i) * 6
+        lives = ((mask >> i) & 1 > 0) & (i < W)
+        token = tl.load(node + 2, mask=i < W, other=-1)
+        parent = tl.load(node + 4, mask=i < W, other=0)
+        right = lives & (parent == (tick - STAGES) * 16 + root) & (token == target)
+        second = tl.min(tl.where(right, i, WP), axis=0)
+        dies = lives & (i != root) & (i != second)
+        deaths += _bury(
+            dies,
+            node + 3,
+            owner_ptr,
+            pool_ptr + HOLES + (STAGES - 1) * WP,
+            freed_ptr,
+            i,
+            (STAGES - 1) * WP,
+            LOCAL < STAGES,
+        )
+        if second < WP:
+            root = second
+            target = _target_of(root, vote_ptr, vote_id_ptr, tiles, come_ptr, LOCAL < STAGES, BLOCK)
+    position = tl.load(nodes_ptr + (oldest * W + root) * 6 + 1)
     was_due = tl.load(board_ptr + 2)
     kept = tl.where(level == 0, mask, tl.zeros([LEVELS], dtype=tl.int64))
-    deaths = 0
     heirs = 0
     leaves = (tick + 64 - 1) % 64
     for j in tl.static_range(1, STAGES):
@@ -95,20 +143,27 @@ def _settle(
         parent = tl.load(node + 4, mask=i < W, other=0)
         behind = (parent >> 4) - (tick - STAGES)
         above = tl.sum(tl.where(behind[:, None] == level[None, :], kept[None, :], 0), axis=1)
-        heir = lives & (behind == 0) & (token == target)
+        heir = lives & (behind == 0) & ((parent & 15) == root) & (token == target)
         stays = tl.where(behind == 0, heir, (above >> (parent & 15)) & 1 > 0)
+        if DEPTH > 1:  # a parent of the same level stays or dies first
+            first = tl.where(lives & stays & (behind != j), tl.full([WP], 1, tl.int64) << i, 0)
+            first = tl.sum(first, axis=0)
+            stays = tl.where(behind == j, (first >> (parent & 15)) & 1 > 0, stays)
         dies = lives & (stays == 0) & live
         bits = tl.where(lives & (dies == 0), tl.full([WP], 1, tl.int64) << i, 0)
         alive = tl.sum(bits, axis=0)
         kept = tl.where(level == j, alive, kept)
         leaves = tl.where(alive != 0, at, leaves)
-        slot = tl.load(node + 3, mask=dies, other=0)
-        tl.store(owner_ptr + slot, tl.full([WP], 2147483647, tl.int32), mask=dies)
-        gone = tl.where(dies, slot, 4611686018427387904)
-        tl.store(pool_ptr + HOLES + (j - 1) * WP + i, gone)
-        if LOCAL < STAGES:
-            tl.store(freed_ptr + ((tick % 64) * (STAGES - 1) + j - 1) * WP + i, gone)
-        deaths += tl.sum(dies.to(tl.int32), axis=0)
+        deaths += _bury(
+            dies,
+            node + 3,
+            owner_ptr,
+            pool_ptr + HOLES + (j - 1) * WP,
+            freed_ptr,
+            i,
+            (j - 1) * WP,
+            LOCAL < STAGES,
+        )
         heirs += tl.sum(heir.to(tl.int32), axis=0)
     tl.debug_barrier()  # every warp has read what changes now
     at = (oldest + level) % 64
@@ -120,7 +175,7 @@ def _settle(
         tl.store(board_ptr + 2, 1)
         tl.store(board_ptr + 3, position + 1)
         tl.store(board_ptr + 4, target)
-        tl.store(tree_ptr + 1, (oldest * W + row).to(tl.int64))
+        tl.store(tree_ptr + 1, (oldest * W + root).to(tl.int64))
     tl.store(tree_ptr + 2, tl.where(flush, 1, was_due))
     if deaths > 0:
         _sort_pool(tree_ptr, pool_ptr, POOL)
@@ -174,12 +229,14 @@ def tree_boundary_kernel(
     rings_ptr,
     trash,
     STAGES: tl.constexpr,
+    DEPTH: tl.constexpr,
     LOCAL: tl.constexpr,
     MOVES: tl.constexpr,
     BOX: tl.constexpr,
     W: tl.constexpr,
     WP: tl.constexpr,
     LEVELS: tl.constexpr,
+    PATHS: tl.constexpr,
     LAGS: tl.constexpr,
     HOLES: tl.constexpr,
     POOL: tl.constexpr,
@@ -193,11 +250,11 @@ def tree_boundary_kernel(
     """Take in what the stages finished in the last tick, and decide.
 
     Program 0 applies the rule and says what the rows of stages 1 and on and of the head are: places
-    [m, W, 2], paths [m, W, n], views [m + 1, 2] for m = ``LOCAL`` (the last is the head's), and its
+    [m, W, 2], paths [m, W, P], views [m + 1, 2] for m = ``LOCAL`` (the last is the head's), and its
     ``head_place_ptr`` [2 + L, W, 2] and ``head_kin_ptr`` [W, K]. The next programs carry out moves
     as in ``control.boundary_kernel``, a row each, with rings by slot; the last W log each row's
     target. ``LOCAL``: stages on this device; if it lacks some, targets [W] come through the box,
-    and slots of nodes that die are listed in ``freed_ptr`` [TICKS, n - 1, WP].
+    and slots of nodes that die are listed in ``freed_ptr`` [TICKS, F, WP]. ``PATHS``: P, padded.
     """
     wait_for_predecessor(PDL)
     tick = tl.load(board_ptr) + 1
@@ -207,7 +264,7 @@ def tree_boundary_kernel(
     if pid > MOVES * W:
         row = pid - MOVES * W - 1
         target = _target_of(row, vote_ptr, vote_id_ptr, tiles, come_ptr, LOCAL < STAGES, BLOCK)
-        tl.store(log_ptr + (tick % 64) * (4 + 8 * W) + 4 + row * 8 + 7, target)
+        tl.store(log_ptr + (tick % 64) * (3 + 8 * W) + 3 + row * 8 + 7, target)
         return
     if pid > 0:
         move = move_ptr + ((pid - 1) // W) * 5
@@ -225,7 +282,7 @@ def tree_boundary_kernel(
         return
     # The tick is counted by the entry kernel, after all programs here have read it.
     tl.store(board_ptr + 10, tick)
-    log = log_ptr + (tick % 64) * (4 + 8 * W)
+    log = log_ptr + (tick % 64) * (3 + 8 * W)
     tl.store(log, tick)
     if CLOCK:
         tl.store(log + 1, tl.extra.cuda.globaltimer().to(tl.int64))
@@ -243,6 +300,7 @@ def tree_boundary_kernel(
         come_ptr,
         tick,
         STAGES,
+        DEPTH,
         LOCAL,
         W,
         WP,
@@ -253,9 +311,10 @@ def tree_boundary_kernel(
     )
     end = tl.load(tree_ptr)
     horizon = (tick - STAGES) * 16 + 15
+    PATH: tl.constexpr = STAGES * DEPTH
     i = tl.arange(0, WP)
-    j = tl.arange(0, LEVELS)
-    both = (i < W)[:, None] & (j < STAGES)[None, :]
+    j = tl.arange(0, PATHS)
+    both = (i < W)[:, None] & (j < PATH)[None, :]
     for s in tl.static_range(1, LOCAL):
         at = ((tick + 64 - s) % 64) * W + i
         node = nodes_ptr + at * 6
@@ -265,8 +324,8 @@ def tree_boundary_kernel(
         place = place_ptr + (s * W + i) * 2
         tl.store(place, position, mask=i < W)
         tl.store(place + 1, tl.where(there, slot, trash), mask=i < W)
-        path = tl.load(lineage_ptr + at[:, None] * STAGES + j[None, :], mask=both, other=0)
-        tl.store(path_ptr + (s * W + i[:, None]) * STAGES + j[None, :], path, mask=both)
+        path = tl.load(lineage_ptr + at[:, None] * PATH + j[None, :], mask=both, other=0)
+        tl.store(path_ptr + (s * W + i[:, None]) * PATH + j[None, :], path, mask=both)
         tl.store(view_ptr + s * 2, end)
         tl.store(view_ptr + s * 2 + 1, horizon)
     at = leaves * W + i
@@ -274,8 +333,8 @@ def tree_boundary_kernel(
     there = tl.load(node, mask=i < W, other=0) > 0
     position = tl.load(node + 1, mask=there, other=0)
     slot = tl.load(node + 3, mask=there, other=0)
-    path = tl.load(lineage_ptr + at[:, None] * STAGES + j[None, :], mask=both, other=0)
-    tl.store(head_path_ptr + i[:, None] * STAGES + j[None, :], path, mask=both)
+    path = tl.load(lineage_ptr + at[:, None] * PATH + j[None, :], mask=both, other=0)
+    tl.store(head_path_ptr + i[:, None] * PATH + j[None, :], path, mask=both)
     tl.store(head_place_ptr + i * 2, position, mask=i < W)
     tl.store(head_place_ptr + i * 2 + 1, tl.where(there, slot, trash), mask=i < W)
     for lag in tl.static_range(0, LAGS + 1):
@@ -290,199 +349,3 @@ def tree_boundary_kernel(
         tl.store(mine + 1, near, mask=i < W)
     tl.store(view_ptr + LOCAL * 2, end)
     tl.store(view_ptr + LOCAL * 2 + 1, horizon)
-
-
-@triton.jit
-def _best_children(
-    token_ptr,
-    share_ptr,
-    score_ptr,
-    mask,
-    W: tl.constexpr,
-    WP: tl.constexpr,
-):
-    """Leaf, token and path score of the W best children over all live leaves, best first; leaf -1
-    where there are not so many. Ties go to the earlier leaf, then to the better guess.
-    """
-    i = tl.arange(0, WP)
-    at = tl.arange(0, WP * WP)
-    leaf = at // WP
-    rank = at % WP
-    ok = (leaf < W) & (rank < W) & ((mask >> leaf) & 1 > 0)
-    share = tl.load(share_ptr + leaf * W + rank, mask=ok, other=float("-inf"))
-    score = tl.load(score_ptr + leaf, mask=ok, other=0.0) + share
-    keys = tl.where(score > float("-inf"), key_of(score, at), -9223372036854775807)
-    best_keys = tl.full([WP], -9223372036854775807, dtype=tl.int64)
-    for k in tl.static_range(W):
-        best = tl.max(keys, axis=0)
-        best_keys = tl.where(i == k, best, best_keys)
-        keys = tl.where(keys == best, -9223372036854775807, keys)
-    real = best_keys > -9223372036854775807
-    chosen = tl.where(real, index_of(best_keys), 0)
-    token = tl.load(token_ptr + (chosen // WP) * W + chosen % WP, mask=real, other=0)
-    return tl.where(real, chosen // WP, -1), token, tl.where(real, score_of(best_keys), 0.0)
-
-
-@triton.jit
-def tree_entry_kernel(
-    board_ptr,
-    tree_ptr,
-    nodes_ptr,
-    alive_ptr,
-    scores_ptr,
-    lineage_ptr,
-    kin_ptr,
-    owner_ptr,
-    where_ptr,
-    pool_ptr,
-    ends_ptr,
-    log_ptr,
-    place_ptr,
-    path_ptr,
-    view_ptr,
-    token_ptr,
-    share_ptr,
-    embedding_ptr,
-    inputs_ptr,
-    trash,
-    STAGES: tl.constexpr,
-    W: tl.constexpr,
-    WP: tl.constexpr,
-    LAGS: tl.constexpr,
-    POOL: tl.constexpr,
-    H: tl.constexpr,
-    BH: tl.constexpr,
-    CLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Choose what enters stage 0: the due token, the best guesses, or nothing.
-
-    Program r embeds row r; program 0 keeps the records. What the others read, it does not change.
-    """
-    wait_for_predecessor(PDL)
-    r = tl.program_id(0)
-    tick = tl.load(board_ptr + 10)
-    due = tl.load(tree_ptr + 2) > 0
-    before = tl.load(tree_ptr + 4)
-    mask = tl.load(alive_ptr + before)
-    leaf, token, score = _best_children(token_ptr, share_ptr, scores_ptr + before * W, mask, W, WP)
-    i = tl.arange(0, WP)
-    due_position = tl.load(board_ptr + 3)
-    position = tl.where(due, due_position, tl.load(nodes_ptr + before * W * 6 + 1) + 1)
-    drafts = (tl.load(board_ptr + 6) > 0) & (due == 0)
-    enters = (due & (i == 0)) | (drafts & (leaf >= 0))
-    enters = enters & (position < tl.load(board_ptr + 7)) & (i < W)
-    token = tl.where(due, tl.load(board_ptr + 4), token)
-    token = tl.where(enters, token, 0)
-    h = tl.arange(0, BH)
-    mine = tl.sum(tl.where(i == r, token, 0), axis=0)
-    state = tl.load(embedding_ptr + tl.maximum(mine, 0) * H + h, mask=h < H)
-    tl.store(inputs_ptr + r * H + h, state, mask=h < H)
-    if r > 0:
-        return
-    serial = tl.load(board_ptr + 5)
-    end = tl.load(tree_ptr)
-    tip = tl.load(tree_ptr + 1)
-    holes = tl.load(tree_ptr + 3)
-    count = tl.sum(enters.to(tl.int64), axis=0)
-    taken = tl.minimum(count, holes)
-    slot = tl.load(pool_ptr + i, mask=enters & (i < holes), other=0)
-    slot = tl.where(i < holes, slot, end + i - holes)
-    here = tl.arange(0, POOL)
-    left = tl.load(pool_ptr + here + taken, mask=here + taken < POOL, other=4611686018427387904)
-    parent = tl.where(due, -1, leaf)
-    above = before * W + tl.maximum(leaf, 0)
-    stands_on = enters & (parent >= 0)
-    parent_serial = tl.load(nodes_ptr + above * 6 + 5, mask=stands_on, other=-1)
-    parent_number = tl.load(lineage_ptr + above * STAGES, mask=stands_on, other=0)
-    tl.debug_barrier()  # every warp has read what changes now
-    tl.store(pool_ptr + here, left)
-    end = end + count - taken
-    tl.store(tree_ptr, end)
-    tl.store(ends_ptr + tick % 64, end)
-    tl.store(tree_ptr + 3, holes - taken)
-    tl.store(board_ptr, tick)
-    tl.store(board_ptr + 2, tl.where(count > 0, 0, due.to(tl.int64)))
-    tl.store(board_ptr + 5, serial + count)
-    now = tick % 64
-    bits = tl.where(enters, tl.full([WP], 1, tl.int64) << i, 0)
-    tl.store(alive_ptr + now, tl.sum(bits, axis=0))
-    node = nodes_ptr + (now * W + i) * 6
-    ok = i < W
-    tl.store(node, enters.to(tl.int64), mask=ok)
-    tl.store(node + 1, tl.where(enters, position, 0), mask=ok)
-    tl.store(node + 2, token, mask=ok)
-    tl.store(node + 3, tl.where(enters, slot, trash), mask=ok)
-    tl.store(node + 4, parent_number.to(tl.int64), mask=ok)
-    tl.store(node + 5, serial + i, mask=ok)
-    tl.store(scores_ptr + now * W + i, tl.where(due, 0.0, score), mask=ok)
-    number = (tick * 16 + i).to(tl.int32)
-    for j in tl.static_range(STAGES):
-        if j == 0:
-            older = number
-        else:
-            older = tl.load(lineage_ptr + above * STAGES + j - 1, mask=stands_on, other=0)
-        older = tl.where(enters, older, 0)
-        tl.store(lineage_ptr + (now * W + i) * STAGES + j, older, mask=ok)
-        tl.store(path_ptr + i * STAGES + j, older, mask=ok)
-    stands = tl.where(due, tip, above)
-    for lag in tl.static_range(LAGS + 1):
-        if lag == 0:
-            behind = slot
-        else:
-            behind = tl.load(kin_ptr + stands * (LAGS + 1) + lag - 1, mask=enters, other=-1)
-        behind = tl.where(enters, behind, -1)
-        tl.store(kin_ptr + (now * W + i) * (LAGS + 1) + lag, behind, mask=ok)
-    tl.store(owner_ptr + slot, number, mask=enters)
-    tl.store(where_ptr + slot, (position + i * 0).to(tl.int32), mask=enters)
-    tl.store(place_ptr + i * 2, tl.where(enters, position, 0), mask=ok)
-    tl.store(place_ptr + i * 2 + 1, tl.where(enters, slot, trash), mask=ok)
-    tl.store(view_ptr, end)
-    tl.store(view_ptr + 1, (tick - STAGES) * 16 + 15)
-    log = log_ptr + now * (4 + 8 * W)
-    tl.store(log + 3, drafts.to(tl.int64))
-    row = log + 4 + i * 8
-    tl.store(row, enters.to(tl.int64), mask=ok)
-    tl.store(row + 1, serial + i, mask=ok)
-    tl.store(row + 2, position + i * 0, mask=ok)
-    tl.store(row + 3, token, mask=ok)
-    tl.store(row + 4, slot, mask=ok)
-    tl.store(row + 5, parent.to(tl.int64), mask=ok)
-    tl.store(row + 6, parent_serial, mask=ok)
-    if CLOCK:
-        tl.store(log + 2, tl.extra.cuda.globaltimer().to(tl.int64))
-
-
-@triton.jit
-def tree_gather_kernel(
-    rings_ptr,
-    norms_ptr,
-    kin_ptr,
-    taps_ptr,
-    own_ptr,
-    beside_ptr,
-    eps,
-    W: tl.constexpr,
-    LAGS: tl.constexpr,
-    STRIDE: tl.constexpr,
-    RING: tl.constexpr,
-    H: tl.constexpr,
-    BH: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Tapped states of every leaf's own ancestors: program (lag, row) takes the state of tap
-    ``lag``.
-
-    ``rings_ptr`` [K, RING + 1, H] by slot; ``kin_ptr`` [W, K]. ``leave_tap`` says where it goes.
-    """
-    wait_for_predecessor(PDL)
-    lag = tl.program_id(0)
-    row = tl.program_id(1)
-    slot = tl.load(kin_ptr + row * (LAGS + 1) + lag)
-    h = tl.arange(0, BH)
-    inside = (h < H) & (slot >= 0)
-    source = rings_ptr + (lag * (RING + 1) + tl.maximum(slot, 0)) * H + h
-    state = tl.load(source, mask=inside, other=0.0)
-    leave_tap(
-        state, lag, row, norms_ptr, taps_ptr, own_ptr, beside_ptr, eps, W, LAGS, STRIDE, H, BH
-    )

@@ -15,17 +15,13 @@ from ppsd_cli.runtime.cuda.board import Board
 from ppsd_cli.runtime.cuda.control import TICKS
 from ppsd_cli.runtime.cuda.lanes import BlockCall, StageLane
 from ppsd_cli.runtime.cuda.launch import Branch
+from ppsd_cli.runtime.cuda.level_shape import LevelShape
 from ppsd_cli.runtime.cuda.march import Follower, March, inside, votes_of
 from ppsd_cli.runtime.cuda.relay import Box, Push
 from ppsd_cli.runtime.cuda.ticks import Pod, block_of
 from ppsd_cli.runtime.cuda.tiles import Tile, power_of_two
 from ppsd_cli.runtime.cuda.tree_control import FREE, PROMPT
-from ppsd_cli.runtime.cuda.tree_relay import (
-    empty_letter,
-    letter_size,
-    tree_follow_kernel,
-    tree_push_kernel,
-)
+from ppsd_cli.runtime.cuda.tree_relay import tree_follow_kernel, tree_push_kernel
 
 
 class TreeStages(March):
@@ -34,8 +30,10 @@ class TreeStages(March):
     first: int
     total: int
 
-    def __init__(self, pod: Pod, width: int) -> None:
+    def __init__(self, pod: Pod, width: int, depth: int) -> None:
+        """``depth``: depths of guesses that enter in one tick."""
         self.width, self.first, self.total = width, pod.first, pod.total
+        self.level = LevelShape(pod.total, width, depth)
         self.launcher, self.early, self.hidden = pod.launcher, pod.early, pod.hidden
         self.device, self.tap_depths, self.row = pod.device, pod.tap_depths, pod.row
         depths = sorted(pod.row, key=pod.row.__getitem__)
@@ -57,11 +55,6 @@ class TreeStages(March):
         self._rows: Tensor | None = None
 
     @property
-    def padded(self) -> int:
-        """WP."""
-        return power_of_two(self.width)
-
-    @property
     def move_table(self) -> Tensor:
         """Moves on the device."""
         if self._rows is None:
@@ -72,7 +65,7 @@ class TreeStages(March):
         """See ``Pod.make_box``; every state has W rows."""
         empty = [0] * self.width
         if not returns:
-            empty = empty_letter(self.total, self.width, self.padded, self.slots)
+            empty = self.level.empty_letter(self.slots)
         like = self.states
         return Box.of(rows * self.width, like=like, empty=empty, through_host=through_host)
 
@@ -87,13 +80,26 @@ class TreeStages(March):
     def _call(self, stage: int, index: int) -> BlockCall:
         return replace(super()._call(stage, index), branch=self._branch(stage))
 
+    def _letter_sizes(self) -> dict[str, int]:
+        """Of kernels that read or write letters."""
+        level = self.level
+        return {
+            "W": level.width,
+            "WP": level.padded,
+            "PATH": level.path,
+            "PATHS": power_of_two(level.path),
+            "SIZE": level.letter,
+            "PADDED": power_of_two(level.letter),
+            "FREED": level.freed,
+            "FREEDP": power_of_two(level.freed),
+        }
+
     def _push_levels(
         self, sampling: Sampling, records: tuple[Tensor, ...], *, single: bool
     ) -> bool:
         """``_push`` from ``records``: nodes, lineage, freed slots and ends at home; letters."""
         nothing = (self.states, self.board.board)
         scores, columns, tiles = votes_of(self.chooser, sampling, nothing=nothing)
-        size = letter_size(self.total, self.width, self.padded)
         for push in self.pushes:
             rows = len(push.rows)
             targets = self.width if push.target else 0
@@ -110,13 +116,8 @@ class TreeStages(March):
                 rows,
                 STAGES=self.total,
                 LOCAL=len(self.lanes),
-                W=self.width,
-                WP=self.padded,
-                LEVELS=power_of_two(self.total),
-                SIZE=size,
                 HEADER=push.box.header.shape[1],
-                PADDED=power_of_two(size),
-                FREED=power_of_two((self.total - 1) * self.padded),
+                **self._letter_sizes(),
                 BOX=push.box.rows,
                 H=self.hidden,
                 BH=power_of_two(self.hidden),
@@ -133,17 +134,16 @@ class TreeStages(March):
 class TreeFollower(Follower, TreeStages):
     """Ticks of such a device, with its account of who lies where."""
 
-    def __init__(self, pod: Pod, width: int) -> None:
-        super().__init__(pod, width)
-        local, n = len(self.lanes), self.total
+    def __init__(self, pod: Pod, width: int, depth: int) -> None:
+        super().__init__(pod, width, depth)
+        local, path = len(self.lanes), self.level.path
         self.board = Board(stages=local, lags=0, slots=self.slots, device=self.device, width=width)
         self.board.noise = pod.board.noise
         half: dict[str, Any] = {"dtype": torch.int32, "device": self.device}
         whole: dict[str, Any] = {"dtype": torch.int64, "device": self.device}
-        empty = empty_letter(n, width, self.padded, self.slots)
-        self._empty = torch.tensor(empty, **whole)
+        self._empty = torch.tensor(self.level.empty_letter(self.slots), **whole)
         self._letters = self._empty.repeat(TICKS, 1)
-        self._paths = torch.zeros(local, width, n, **half)
+        self._paths = torch.zeros(local, width, path, **half)
         self._views = torch.zeros(local, 2, **whole)
         self._owner = torch.full((self.slots + 1,), FREE, **half)
         self._where = torch.zeros(self.slots + 1, **half)
@@ -154,7 +154,7 @@ class TreeFollower(Follower, TreeStages):
         return Branch(self._owner, self._where, self._paths[stage], self._views[stage])
 
     def _follow(self, *, first: bool) -> None:
-        board, size = self.board, len(self._empty)
+        board = self.board
         tree_follow_kernel[(1 + len(self.moves) * self.width,)](
             board.board,
             self._letters,
@@ -168,14 +168,8 @@ class TreeFollower(Follower, TreeStages):
             self.states,
             self.box.states,
             self.inputs,
-            STAGES=self.total,
             LOCAL=len(self.lanes),
-            W=self.width,
-            WP=self.padded,
-            LEVELS=power_of_two(self.total),
-            SIZE=size,
-            PADDED=power_of_two(size),
-            FREED=power_of_two((self.total - 1) * self.padded),
+            **self._letter_sizes(),
             BOX=self.box.rows,
             H=self.hidden,
             BH=power_of_two(self.hidden),

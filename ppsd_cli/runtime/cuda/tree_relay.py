@@ -7,9 +7,10 @@ level entered, then those that the level took. So a follower's account is the ho
 ticks ago, and what was said there of stages that work on levels of different ages holds here too:
 whatever entered after a row is newer than its path.
 
-Shapes: n stages, W rows of a level, WP padded, H hidden, B states of a box.
-``letter`` int64 [E]: end of the slots in use, horizon, W places (position, slot), W paths [n]
-(numbers, the row's own first; 0: none), then (n - 1) * WP freed slots or NO_SLOT.
+Shapes: n stages, W rows of a level, WP padded, P nodes of a path, F levels in which nodes may die
+(see ``level_shape.py``), H hidden, B states of a box.
+``letter`` int64 [E]: end of the slots in use, horizon, W places (position, slot), W paths [P]
+(numbers, the row's own first; 0: none), then F * WP freed slots or NO_SLOT.
 A box's header at home holds W targets.
 """
 
@@ -19,18 +20,6 @@ import triton.language as tl
 from ppsd_cli.runtime.cuda.choice import elect
 from ppsd_cli.runtime.cuda.linear import wait_for_predecessor
 from ppsd_cli.runtime.cuda.relay import moved_row
-from ppsd_cli.runtime.cuda.tree_control import NO_SLOT
-
-
-def letter_size(stages: int, width: int, padded: int) -> int:
-    """E."""
-    return 2 + width * (2 + stages) + (stages - 1) * padded
-
-
-def empty_letter(stages: int, width: int, padded: int, trash: int) -> list[int]:
-    """The letter of a level without nodes, before an answer."""
-    paths = [0] * (width * stages)
-    return [0, -1, *([0, trash] * width), *paths, *([NO_SLOT] * (stages - 1) * padded)]
 
 
 @triton.jit
@@ -38,20 +27,20 @@ def _take_letter(
     letter_ptr,
     place_ptr,
     path_ptr,
-    STAGES: tl.constexpr,
+    PATH: tl.constexpr,
     W: tl.constexpr,
     WP: tl.constexpr,
-    LEVELS: tl.constexpr,
+    PATHS: tl.constexpr,
 ):
-    """Places [W, 2] and paths [W, n] of a letter for a stage's rows."""
+    """Places [W, 2] and paths [W, P] of a letter for a stage's rows."""
     i = tl.arange(0, WP)
-    j = tl.arange(0, LEVELS)
-    both = (i < W)[:, None] & (j < STAGES)[None, :]
+    j = tl.arange(0, PATHS)
+    both = (i < W)[:, None] & (j < PATH)[None, :]
     at = letter_ptr + 2 + i * 2
     tl.store(place_ptr + i * 2, tl.load(at, mask=i < W, other=0, volatile=True), mask=i < W)
     slot = tl.load(at + 1, mask=i < W, other=0, volatile=True)
     tl.store(place_ptr + i * 2 + 1, slot, mask=i < W)
-    paths = i[:, None] * STAGES + j[None, :]
+    paths = i[:, None] * PATH + j[None, :]
     path = tl.load(letter_ptr + 2 + 2 * W + paths, mask=both, other=0, volatile=True)
     tl.store(path_ptr + paths, path.to(tl.int32), mask=both)
 
@@ -70,14 +59,15 @@ def tree_follow_kernel(
     states_ptr,
     box_ptr,
     inputs_ptr,
-    STAGES: tl.constexpr,
     LOCAL: tl.constexpr,
     W: tl.constexpr,
     WP: tl.constexpr,
-    LEVELS: tl.constexpr,
+    PATH: tl.constexpr,
+    PATHS: tl.constexpr,
     SIZE: tl.constexpr,
     PADDED: tl.constexpr,
     FREED: tl.constexpr,
+    FREEDP: tl.constexpr,
     BOX: tl.constexpr,
     H: tl.constexpr,
     BH: tl.constexpr,
@@ -105,17 +95,17 @@ def tree_follow_kernel(
     here = tl.arange(0, PADDED)
     whole = tl.load(letter + here, mask=here < SIZE, other=0, volatile=True)
     tl.store(letters_ptr + (tick % 64) * SIZE + here, whole, mask=here < SIZE)
-    f = tl.arange(0, FREED)
-    listed = f < (STAGES - 1) * WP
+    f = tl.arange(0, FREEDP)
+    listed = f < FREED
     freed = tl.load(
-        letter + 2 + W * (2 + STAGES) + f, mask=listed, other=4611686018427387904, volatile=True
+        letter + 2 + W * (2 + PATH) + f, mask=listed, other=4611686018427387904, volatile=True
     )
     gone = listed & (freed < 4611686018427387904)
     slots = tl.where(gone, freed, 0)
-    tl.store(owner_ptr + slots, tl.full([FREED], 2147483647, tl.int32), mask=gone)
+    tl.store(owner_ptr + slots, tl.full([FREEDP], 2147483647, tl.int32), mask=gone)
     tl.debug_barrier()  # a slot may have been taken again at once
     i = tl.arange(0, WP)
-    number = tl.load(letter + 2 + 2 * W + i * STAGES, mask=i < W, other=0, volatile=True)
+    number = tl.load(letter + 2 + 2 * W + i * PATH, mask=i < W, other=0, volatile=True)
     entered = (i < W) & (number > 0)
     position = tl.load(letter + 2 + i * 2, mask=entered, other=0, volatile=True)
     slot = tl.load(letter + 3 + i * 2, mask=entered, other=0, volatile=True)
@@ -128,7 +118,7 @@ def tree_follow_kernel(
         if s > 0:
             source = letters_ptr + ((tick + 64 - s) % 64) * SIZE
         place = place_ptr + s * W * 2
-        _take_letter(source, place, path_ptr + s * W * STAGES, STAGES, W, WP, LEVELS)
+        _take_letter(source, place, path_ptr + s * W * PATH, PATH, W, WP, PATHS)
         tl.store(view_ptr + s * 2, end)
         tl.store(view_ptr + s * 2 + 1, horizon)
 
@@ -144,26 +134,28 @@ def _write_letter(
     STAGES: tl.constexpr,
     W: tl.constexpr,
     WP: tl.constexpr,
-    LEVELS: tl.constexpr,
+    PATH: tl.constexpr,
+    PATHS: tl.constexpr,
     FREED: tl.constexpr,
+    FREEDP: tl.constexpr,
 ):
     """The letter of the level that entered at ``tick``, from the home device's records."""
     now = (tick + 64) % 64
     tl.store(letter, tl.load(ends_ptr + now))
     tl.store(letter + 1, (tick - STAGES) * 16 + 15)
     i = tl.arange(0, WP)
-    j = tl.arange(0, LEVELS)
+    j = tl.arange(0, PATHS)
     node = nodes_ptr + (now * W + i) * 6
     tl.store(letter + 2 + i * 2, tl.load(node + 1, mask=i < W, other=0), mask=i < W)
     tl.store(letter + 3 + i * 2, tl.load(node + 3, mask=i < W, other=0), mask=i < W)
-    both = (i < W)[:, None] & (j < STAGES)[None, :]
-    paths = i[:, None] * STAGES + j[None, :]
-    path = tl.load(lineage_ptr + now * W * STAGES + paths, mask=both, other=0)
+    both = (i < W)[:, None] & (j < PATH)[None, :]
+    paths = i[:, None] * PATH + j[None, :]
+    path = tl.load(lineage_ptr + now * W * PATH + paths, mask=both, other=0)
     tl.store(letter + 2 + 2 * W + paths, path.to(tl.int64), mask=both)
-    f = tl.arange(0, FREED)
-    listed = f < (STAGES - 1) * WP
-    freed = tl.load(freed_ptr + now * ((STAGES - 1) * WP) + f, mask=listed, other=0)
-    tl.store(letter + 2 + W * (2 + STAGES) + f, freed, mask=listed)
+    f = tl.arange(0, FREEDP)
+    listed = f < FREED
+    freed = tl.load(freed_ptr + now * FREED + f, mask=listed, other=0)
+    tl.store(letter + 2 + W * (2 + PATH) + f, freed, mask=listed)
 
 
 @triton.jit
@@ -186,11 +178,13 @@ def tree_push_kernel(
     LOCAL: tl.constexpr,
     W: tl.constexpr,
     WP: tl.constexpr,
-    LEVELS: tl.constexpr,
+    PATH: tl.constexpr,
+    PATHS: tl.constexpr,
     SIZE: tl.constexpr,
     HEADER: tl.constexpr,
     PADDED: tl.constexpr,
     FREED: tl.constexpr,
+    FREEDP: tl.constexpr,
     BOX: tl.constexpr,
     H: tl.constexpr,
     BH: tl.constexpr,
@@ -229,7 +223,7 @@ def tree_push_kernel(
         if HOME:
             _write_letter(
                 header, nodes_ptr, lineage_ptr, freed_ptr, ends_ptr, left,
-                STAGES, W, WP, LEVELS, FREED,
+                STAGES, W, WP, PATH, PATHS, FREED, FREEDP,
             )  # fmt: skip
         else:
             here = tl.arange(0, PADDED)

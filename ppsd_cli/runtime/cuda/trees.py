@@ -1,62 +1,76 @@
 """Ticks that carry a level of a tree, on the device with stage 0; what ``ticks.py`` is for a chain.
 
-Shapes: n stages, W rows of a level, H hidden, V' draft vocabulary, C chunks of it.
+Shapes: n stages, W rows of a level, H hidden, S slots, V' draft vocabulary, R rows of the second
+depth.
 """
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
-from ppsd_cli.core.choose import restrict
 from ppsd_cli.core.plan import Request, Sampling
-from ppsd_cli.runtime.cuda.lanes import HeadLane, is_cut
+from ppsd_cli.runtime.cuda.lanes import HeadLane
 from ppsd_cli.runtime.cuda.launch import Branch
 from ppsd_cli.runtime.cuda.march import votes_of
+from ppsd_cli.runtime.cuda.ranking import Ranking
+from ppsd_cli.runtime.cuda.second_lane import SecondLane
 from ppsd_cli.runtime.cuda.ticks import Pod, block_of
 from ppsd_cli.runtime.cuda.tiles import Tile, power_of_two
 from ppsd_cli.runtime.cuda.tree_board import TreeBoard
-from ppsd_cli.runtime.cuda.tree_choice import chunk_kernel, rank_kernel
-from ppsd_cli.runtime.cuda.tree_control import (
-    tree_boundary_kernel,
+from ppsd_cli.runtime.cuda.tree_control import tree_boundary_kernel
+from ppsd_cli.runtime.cuda.tree_entry import (
     tree_entry_kernel,
+    tree_first_kernel,
     tree_gather_kernel,
 )
 from ppsd_cli.runtime.cuda.tree_follower import TreeStages
 
-_CHUNK = 512
 _GREEDY = Sampling()
 
 
 class TreePod(TreeStages):
-    """Levels of ``width`` nodes on the device with stage 0; the weights are ``pod``'s."""
+    """Levels of ``width`` nodes on the device with stage 0; the weights are ``pod``'s.
+
+    ``depth`` 2: a level may hold guesses behind guesses of its own (``second_lane.py``).
+    """
 
     board: TreeBoard
     head: HeadLane
 
-    def __init__(self, pod: Pod, width: int) -> None:
-        super().__init__(pod, width)
+    def __init__(self, pod: Pod, width: int, depth: int) -> None:
+        super().__init__(pod, width, depth)
         assert pod.head is not None, "drafting without a head"
         self._pod = pod
         self.head = pod.head.widened(width, guesses=width)
         self._taps = len(pod.tap_depths)
         self.board = TreeBoard(
-            stages=self.total,
+            level=self.level,
             local=len(self.lanes),
             taps=self._taps,
             slots=self.slots,
             device=self.device,
-            width=width,
         )
         assert pod.head.ring >= self.slots, "the head's memory of states goes by slot in a tree"
         self.box = self.make_box(0, returns=True)
-        columns = self.head.chooser.logits.shape[1]
-        self._chunks = -(-columns // _CHUNK)
-        room = (width, self._chunks, width)
-        self._keys = torch.zeros(*room, dtype=torch.int64, device=self.device)
-        wide: dict[str, Any] = {"dtype": torch.float32, "device": self.device}
-        self._tops = torch.zeros(width, self._chunks, **wide)
-        self._totals = torch.zeros(width, self._chunks, **wide)
+        place = self.board.head_place[0]
+        self._ranking = self._last = Ranking(self.launcher, self.head.chooser, self.board, place)
+        self._second: SecondLane | None = None
+        if depth > 1:
+            level = self.level
+            self._second = SecondLane(
+                self.launcher, pod.head, rows=level.continued, path=level.path
+            )
+            self._last = Ranking(
+                self.launcher, self._second.chooser, self.board, self._second.place
+            )
+        self._join_logits()
+
+    def _join_logits(self) -> None:
+        """One buffer for the logits of both depths, which may be fetched while graphs run."""
+        first, second = self.head.chooser, self._second
+        self._logits = first.logits
+        if second is not None:
+            rows = [self.width, self.level.continued]
+            self._logits = first.logits.new_zeros(sum(rows), first.logits.shape[1])
+            first.logits, second.chooser.logits = self._logits.split(rows)
 
     def _branch(self, stage: int) -> Branch:
         board = self.board
@@ -96,12 +110,14 @@ class TreePod(TreeStages):
             head.rings,
             board.trash,
             STAGES=self.total,
+            DEPTH=self.level.depth,
             LOCAL=len(self.lanes),
             MOVES=moves,
             BOX=self.box.rows,
             W=self.width,
-            WP=power_of_two(self.width),
+            WP=self.level.padded,
             LEVELS=power_of_two(self.total),
+            PATHS=power_of_two(self.level.path),
             LAGS=self._taps - 1,
             HOLES=board.holes,
             POOL=len(board.pool),
@@ -114,7 +130,7 @@ class TreePod(TreeStages):
         )
 
     def _draft(self, sampling: Sampling) -> None:
-        """The head on all leaves, then the best guesses behind each."""
+        """The head on the leaves' level, the best guesses behind each row, and a second depth."""
         pod, board, head = self._pod, self.board, self.head
         norms = head.norms
         tree_gather_kernel[(self._taps, self.width)](
@@ -134,61 +150,53 @@ class TreePod(TreeStages):
         view = board.views[len(self.lanes)]
         branch = Branch(board.owner, board.where, board.head_path, view, board.head_kin)
         head.guess(board.head_place, _GREEDY, board.noise, branch=branch)
-        self._rank(sampling)
+        self._ranking.run(sampling)
+        if self._second is not None:
+            self._go_on(self._second, view, sampling)
 
-    def _rank(self, sampling: Sampling) -> None:
-        board, head = self.board, self.head
-        noise, ids, drawn = board.noise, head.chooser.token_ids, sampling.temperature > 0
-        scores, cut = head.chooser.logits, is_cut(sampling)
-        if cut:
-            scores = restrict(scores / noise.temperature, sampling)
-        known = ids if ids is not None else board.board
-        width, count = self.width, self._chunks * self.width
-        chunk_kernel[(self._chunks, width)](
-            scores,
-            known,
-            board.head_place,
-            noise.seed,
-            noise.temperature,
-            board.scale,
-            self._keys,
-            self._tops,
-            self._totals,
-            scores.shape[1],
-            W=width,
-            KEEP=width,
-            BN=_CHUNK,
-            DIVIDE=drawn and not cut,
-            NOISE=drawn,
-            MAPPED=ids is not None,
-            **self.launcher.flags(Tile(0, 0, 1), first=cut),
-        )
-        rank_kernel[(width,)](
-            self._keys,
-            self._tops,
-            self._totals,
-            board.scale,
-            known,
+    def _go_on(self, second: SecondLane, view: Tensor, sampling: Sampling) -> None:
+        """The second depth behind the best guesses of the first, or behind a token that is due."""
+        pod, board, level = self._pod, self.board, self.level
+        tree_first_kernel[(level.continued + self.width,)](
             board.board,
+            board.tree,
+            board.nodes,
+            board.alive,
+            board.scores,
+            board.lineage,
+            board.kin,
             board.head_place,
-            board.forced,
-            board.ranks,
-            board.rank_shares,
-            board.tokens,
-            board.shares,
-            self._chunks,
-            KEEP=width,
-            KP=power_of_two(width),
-            BLOCK=power_of_two(count),
-            MAPPED=ids is not None,
-            **self.launcher.flags(Tile(0, 0, 1 if count <= 512 else 4), first=False),
+            self._ranking.tokens,
+            self._ranking.shares,
+            self.head.states,
+            self.head.draft_head.own,
+            pod.embedding,
+            *second.norms,
+            self.head.eps,
+            board.first,
+            board.first_scores,
+            second.before,
+            second.pair,
+            second.place,
+            second.path,
+            W=self.width,
+            WP=level.padded,
+            R=level.continued,
+            PATH=level.path,
+            PATHS=power_of_two(level.path),
+            LAGS=self._taps - 1,
+            H=pod.hidden,
+            BH=power_of_two(pod.hidden),
+            **self.launcher.flags(Tile(0, 0, 4), first=False),
         )
+        second.run(board.owner, board.where, view, board.noise)
+        self._last.run(sampling)
 
     def _entry(self, sampling: Sampling, *, drafts: bool, first: bool = False) -> None:
         del sampling
         assert not first, "the draft head's ranking comes directly before"
         assert drafts, "a tree is drafted in every tick"
-        pod, board = self._pod, self.board
+        pod, board, level, second = self._pod, self.board, self.level, self._second
         tree_entry_kernel[(self.width,)](
             board.board,
             board.tree,
@@ -205,14 +213,20 @@ class TreePod(TreeStages):
             board.place,
             board.paths,
             board.views,
-            board.tokens,
-            board.shares,
+            self._last.tokens,
+            self._last.shares,
+            board.first,
+            board.first_scores,
+            board.head_place[0] if second is None else second.place,
             pod.embedding,
             self.inputs,
             board.trash,
             STAGES=self.total,
+            DEPTH=level.depth,
             W=self.width,
-            WP=power_of_two(self.width),
+            WP=level.padded,
+            R=level.continued,
+            ALL=power_of_two(level.padded * (1 + level.continued)),
             LAGS=self._taps - 1,
             POOL=len(board.pool),
             H=pod.hidden,
@@ -237,5 +251,5 @@ class TreePod(TreeStages):
         self.box.clear()
 
     def head_logits(self) -> Tensor:
-        """The head's logits [W, V'] of the last tick, behind each leaf."""
-        return self.head.chooser.logits
+        """The head's logits [W + R, V'] of the last tick: behind each leaf, then behind guesses."""
+        return self._logits

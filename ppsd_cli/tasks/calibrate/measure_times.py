@@ -9,7 +9,7 @@ from ppsd_cli.model.head_files import HeadInfo
 from ppsd_cli.model.places import spec_of
 from ppsd_cli.model.random_weights import RANDOM_DEEP
 from ppsd_cli.model.spec import ModelSpec
-from ppsd_cli.runtime.engine import check_engine, on_one_gpu, serves_trees
+from ppsd_cli.runtime.engine import on_one_gpu
 from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
 from ppsd_cli.runtime.placement import Costs, choose_split
 from ppsd_cli.tasks.calibrate.candidates import Layout
@@ -91,23 +91,9 @@ def measure_times(subject: Subject, step: Callable[[], None]) -> Found:
 
 
 def _engine_levels(subject: Subject) -> tuple[Level, ...]:
-    """Trees that the engine of these devices serves, and a head can make."""
-    devices = subject.layout.devices[max(subject.layout.devices)]
-    config = replace(subject.config, devices=devices)
-    if not serves_trees(config):
-        return ()
-    able = any(info.depth > 1 for _, info in subject.heads)
-    depths = (1, 2) if able and _serves_two_depths(config) else (1,)
+    """Trees of the depths that a head can make."""
+    depths = range(1, 1 + max((info.depth for _, info in subject.heads), default=1))
     return tuple(Level(width, depth) for depth in depths for width in _ENGINE_WIDTHS)
-
-
-def _serves_two_depths(config: PipelineConfig) -> bool:
-    """Whether the engine of these devices runs ticks of two depths."""
-    try:
-        check_engine(replace(config, width=max(_ENGINE_WIDTHS), depth=2))
-    except ConfigError:
-        return False
-    return True
 
 
 def windows(subject: Subject) -> int:
