@@ -259,13 +259,13 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
         "tree",
     ),
     "the head reads states of another path": (
-        "tree_entry",
+        "tree_drafts",
         "slot = tl.load(kin_ptr + row * (LAGS + 1) + lag)",
         "slot = tl.load(kin_ptr + 0 * row * (LAGS + 1) + lag)",
         "tree",
     ),
     "scores of paths do not add up": (
-        "tree_entry",
+        "tree_best",
         "score = tl.load(score_ptr + leaf, mask=ok, other=0.0) + share",
         "score = share",
         "tree",
@@ -315,13 +315,13 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
         "depth",
     ),
     "behind a due token stands another state": (
-        "tree_entry",
+        "tree_drafts",
         "tip = tl.load(kin_ptr + tl.load(tree_ptr + 1) * (LAGS + 1))",
         "tip = tl.load(kin_ptr)",
         "depth",
     ),
     "nodes with children are leaves": (
-        "tree_entry",
+        "tree_best",
         "ok = lives & (children == 0)",
         "ok = lives",
         "depth",
@@ -333,7 +333,7 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
         "depth",
     ),
     "the second depth's own share alone counts": (
-        "tree_entry",
+        "tree_best",
         'tl.where(due, float("inf"), base), base + share)',
         'tl.where(due, float("inf"), base), share)',
         "depth",
