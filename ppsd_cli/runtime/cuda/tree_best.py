@@ -11,7 +11,7 @@ Shapes: W rows of a level, WP padded, R guesses with others behind them, PATH no
 import triton
 import triton.language as tl
 
-from ppsd_cli.runtime.cuda.tree_choice import index_of, key_of, score_of
+from ppsd_cli.runtime.cuda.tree_choice import index_of, key_of, largest, score_of
 
 
 @triton.jit
@@ -26,7 +26,6 @@ def best_children(
     """Leaf, token and path score of the W best children over the leaves in ``mask``, best first;
     leaf -1 where there are not so many. Ties go to the earlier leaf, then to the better guess.
     """
-    i = tl.arange(0, WP)
     at = tl.arange(0, WP * WP)
     leaf = at // WP
     rank = at % WP
@@ -34,11 +33,7 @@ def best_children(
     share = tl.load(share_ptr + leaf * W + rank, mask=ok, other=float("-inf"))
     score = tl.load(score_ptr + leaf, mask=ok, other=0.0) + share
     keys = tl.where(score > float("-inf"), key_of(score, at), -9223372036854775807)
-    best_keys = tl.full([WP], -9223372036854775807, dtype=tl.int64)
-    for k in tl.static_range(W):
-        best = tl.max(keys, axis=0)
-        best_keys = tl.where(i == k, best, best_keys)
-        keys = tl.where(keys == best, -9223372036854775807, keys)
+    best_keys = largest(keys, W, WP)
     real = best_keys > -9223372036854775807
     chosen = tl.where(real, index_of(best_keys), 0)
     token = tl.load(token_ptr + (chosen // WP) * W + chosen % WP, mask=real, other=0)
@@ -105,11 +100,7 @@ def best_of_two(
     score = tl.where(is_first, tl.where(due, float("inf"), base), base + share)
     ok = (is_first & there) | (second_ok & (share > float("-inf")))
     keys = tl.where(ok, key_of(score, at), -9223372036854775807)
-    best_keys = tl.full([WP], -9223372036854775807, dtype=tl.int64)
-    for k in tl.static_range(W):
-        best = tl.max(keys, axis=0)
-        best_keys = tl.where(i == k, best, best_keys)
-        keys = tl.where(keys == best, -9223372036854775807, keys)
+    best_keys = largest(keys, W, WP)
     real = best_keys > -9223372036854775807
     chosen = tl.where(real, index_of(best_keys), 0).to(tl.int32)
     late = (real & (chosen >= WP)).to(tl.int32)
