@@ -17,8 +17,8 @@ class Timing:
     where named.
 
     ``busy``: stages at work at the same time on this machine; ``length``: cache slots seen;
-    ``width``: rows; ``threads``: CPU threads of a stage, 0 on a GPU; ``turns``: how many were
-    timed; ``seconds``: their median.
+    ``width``: rows; ``depth``: of its guesses, 2 where the head goes on behind them; ``threads``:
+    CPU threads of a stage, 0 on a GPU; ``turns``: how many were timed; ``seconds``: their median.
     """
 
     device: str
@@ -31,6 +31,7 @@ class Timing:
     width: int = 1
     lm: bool = False
     head: str | None = None
+    depth: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ class PartTimes:
     """What the parts of a stage take, fitted to timings of one device, threads, load and width.
 
     A turn of m layers that sees s slots takes ``fixed + m * (layer + s * slot)``, and ``lm`` and
-    the head's time more where it has them. Above width 1 a head drafts behind that many leaves.
+    the head's time more where it has them. Above width 1 a head drafts behind that many nodes;
+    ``second``: what heads that go on behind their own guesses take more for that.
     """
 
     device: str
@@ -50,6 +52,7 @@ class PartTimes:
     lm: float
     heads: tuple[tuple[str, float], ...] = ()
     width: int = 1
+    second: tuple[tuple[str, float], ...] = ()
 
     def turn(self, layers: int, length: float, *, lm: bool = False) -> float:
         """Seconds of a stage's work on one token, without a draft."""
@@ -58,6 +61,10 @@ class PartTimes:
     def head(self, name: str) -> float:
         """Seconds of one draft."""
         return dict(self.heads)[name]
+
+    def going_on(self, name: str) -> float:
+        """Seconds of a second depth behind a draft."""
+        return dict(self.second)[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +102,15 @@ class LayerScore:
 
 @dataclass(frozen=True, slots=True)
 class HeadScore:
-    """Acceptance of one draft head: overall, and of each answer by its guesses in turn."""
+    """Acceptance of one draft head. ``second``: how often it is right where it goes on behind a
+    guess that was right; None for a head that does not go on."""
 
     name: str
     exit_layer: int
     stages: int
     kind: str
     top: tuple[float, ...]
+    second: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +119,10 @@ class Candidate:
 
     ``limit``: what holds it back most: ``acceptance``, ``stage 0``, ``last stage``, ``boundary``
     or, where none of them stands out, ``stages``.
-    ``needed``: acceptance at which it would be as fast as plain decoding; above 1 none is enough.
-    ``width``: guesses of a tick; ``acceptance``: share of tokens that are among them.
+    ``needed``: acceptance at which it would be as fast as plain decoding; above 1 none is enough
+    (None for two depths, for which there is no formula).
+    ``width``: guesses of a tick, ``depth``: depths of them; ``acceptance``: share of tokens that
+    are among them.
     """
 
     decoder: str
@@ -127,6 +138,7 @@ class Candidate:
     tokens_per_second: float
     limit: str | None = None
     needed: float | None = None
+    depth: int = 1
 
     @property
     def stages(self) -> int:

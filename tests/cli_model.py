@@ -62,6 +62,20 @@ def save_cli_model(folder: Path) -> Path:
     return folder
 
 
+def save_deep_head(model: Path, folder: Path) -> str:
+    """A random head of two depths for three stages of that model; its guesses are worth nothing."""
+    from models import Tiny, save_head
+    from transformers import LlamaForCausalLM
+
+    from ppsd_cli.assets import resolve_model
+
+    files = resolve_model(str(model), offline=True)
+    tiny = Tiny(model, LlamaForCausalLM.from_pretrained(model))
+    taps = [(2, 0), (2, 1), (4, 2), (4, 3), (6, 4)]
+    save_head(folder, tiny, taps, depth=2, model_hash=files.model_hash, stages=3)
+    return str(folder)
+
+
 @dataclass(frozen=True)
 class Result:
     """What a run of the command gave."""

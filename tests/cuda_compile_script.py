@@ -137,7 +137,7 @@ def launch_all(pod: Pod, kinds: Sequence[TickKind], sampling: Sampling) -> None:
     FirstToken(pod.chooser, Immediate(), pod.states[0])._launch(sampling)
     if pod.head is not None:
         BurstPod(pod, 4).run(sampling)
-        for depth in (1, 2):
+        for depth in (1, 2) if sampling is SAMPLINGS[-1] else (1,):
             TreePod(pod, WIDTH, depth).stretch(kinds[-1:] * 2, sampling, in_turn)
 
 

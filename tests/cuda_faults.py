@@ -212,7 +212,7 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
     # trees
     "any child of the root is taken for the right one": (
         "tree_control",
-        "heir = lives & (behind == 0) & (token == target)",
+        "heir = lives & (behind == 0) & ((parent & 15) == root) & (token == target)",
         "heir = lives & (behind == 0)",
         "tree",
     ),
@@ -259,13 +259,13 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
         "tree",
     ),
     "the head reads states of another path": (
-        "tree_control",
+        "tree_drafts",
         "slot = tl.load(kin_ptr + row * (LAGS + 1) + lag)",
         "slot = tl.load(kin_ptr + 0 * row * (LAGS + 1) + lag)",
         "tree",
     ),
     "scores of paths do not add up": (
-        "tree_control",
+        "tree_best",
         "score = tl.load(score_ptr + leaf, mask=ok, other=0.0) + share",
         "score = share",
         "tree",
@@ -281,5 +281,61 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
         "keys = tl.where(keys == best, -9223372036854775807, keys)",
         "keys = tl.where(keys == best + 1, -9223372036854775807, keys)",
         "tree",
+    ),
+    # two depths a tick
+    "the rule applies once a tick": ("tree_control", "if second < WP:", "if second > WP:", "depth"),
+    "siblings of the second token keep their slots": (
+        "tree_control",
+        "dies = lives & (i != root) & (i != second)",
+        "dies = lives & (i != root) & (i > second)",
+        "depth",
+    ),
+    "a guess outlives the one before it in its level": (
+        "tree_control",
+        "stays = tl.where(behind == j, (first >> (parent & 15)) & 1 > 0, stays)",
+        "stays = tl.where(behind == j, lives, stays)",
+        "depth",
+    ),
+    "the second depth stands on the leaf": (
+        "tree_entry",
+        "inner = enters & (stands >= 0)",
+        "inner = enters & (stands >= W)",
+        "depth",
+    ),
+    "a path lacks the guess of its own level": (
+        "tree_entry",
+        "older = tl.where(inner, parent_number.to(tl.int32), older)",
+        "older = tl.where(inner, 0, older)",
+        "depth",
+    ),
+    "ancestors lack the guess of their own level": (
+        "tree_entry",
+        "behind = tl.where(inner, _of_row(slot, stands, i), behind)",
+        "behind = tl.where(inner, slot, behind)",
+        "depth",
+    ),
+    "behind a due token stands another state": (
+        "tree_drafts",
+        "tip = tl.load(kin_ptr + tl.load(tree_ptr + 1) * (LAGS + 1))",
+        "tip = tl.load(kin_ptr)",
+        "depth",
+    ),
+    "nodes with children are leaves": (
+        "tree_best",
+        "ok = lives & (children == 0)",
+        "ok = lives",
+        "depth",
+    ),
+    "the second depth has the position of the first": (
+        "tree_entry",
+        "position = tl.where(due, due_position, position) + (stands >= 0).to(tl.int64)",
+        "position = tl.where(due, due_position, position)",
+        "depth",
+    ),
+    "the second depth's own share alone counts": (
+        "tree_best",
+        'tl.where(due, float("inf"), base), base + share)',
+        'tl.where(due, float("inf"), base), share)',
+        "depth",
     ),
 }

@@ -23,6 +23,7 @@ from ppsd_cli.runtime.pipeline import PipelineConfig
 from ppsd_cli.runtime.timing import Parts, Window, Work, head_split
 from ppsd_cli.tasks.bench.decoders import EngineDecoder
 from ppsd_cli.tasks.calibrate import engine_times, exits
+from ppsd_cli.tasks.calibrate.engine_forecast import Level
 from ppsd_cli.tasks.calibrate.engine_times import EngineBench, HeadSize, time_devices, time_steps
 from ppsd_cli.tasks.calibrate.exits import HeadRanks, answer_prompts, score_exits
 from ppsd_cli.tasks.calibrate.guessers import Answer
@@ -152,7 +153,8 @@ class Clockwork:
 
     def tick(self, run):
         self.asked.append(run)
-        growth = 1 if run.width == 1 else 1 + run.width / 10 + len(run.split)
+        level = run.level
+        growth = 1 if level.width == 1 else level.depth + level.width / 10 + len(run.split)
         return growth * self.seconds(run.split, run.devices, run.head, run.vocabulary)
 
 
@@ -170,13 +172,15 @@ def test_stages_in_step_are_taken_apart(model, monkeypatch):
 
     own = bench(model, seconds, monkeypatch)
     heads = [HeadSize("h", 4, 5000, deep=True), HeadSize("raw", 0, 9000, deep=False)]
-    times, timings = time_steps(own, layers=12, stages=(2, 3), heads=heads, widths=(1, 2, 4))
+    times, timings = time_steps(
+        own, layers=12, stages=(2, 3), heads=heads, levels=(Level(2), Level(4))
+    )
     assert times.step == pytest.approx({1: 1.1, 2: 1.2, 3: 1.3})
     assert times.base[1] == pytest.approx(1.5)
     assert times.base[2] == pytest.approx(2.0 + 0.064)
     assert times.heads == pytest.approx({"h": 4.936 + 0.4, "raw": 8.936})
-    assert times.wide[2] == pytest.approx({2: 3.2, 3: 4.2})
-    assert times.wide[4] == pytest.approx({2: 3.4, 3: 4.4})
+    assert times.wide[Level(2)] == pytest.approx({2: 3.2, 3: 4.2})
+    assert times.wide[Level(4)] == pytest.approx({2: 3.4, 3: 4.4})
     assert {t.width for t in timings} == {1, 2, 4}
     shares = {(t.busy, t.layers) for t in timings}
     assert (2, 6) not in shares, "no probe is the even split itself"
@@ -198,8 +202,8 @@ def test_devices_are_taken_apart(model, monkeypatch, overlap):
 
     own = bench(model, seconds, monkeypatch)
     heads = [HeadSize("raw", 0, 64, deep=False)]
-    times, _ = time_devices(own, ("a", "b"), layers=12, heads=heads, widths=(1, 8))
-    assert times.wide == pytest.approx({8: 3.8})
+    times, _ = time_devices(own, ("a", "b"), layers=12, heads=heads, levels=(Level(8),))
+    assert times.wide == pytest.approx({Level(8): 3.8})
     assert times.layer == pytest.approx(layer)
     assert times.fixed == pytest.approx(fixed)
     assert times.overlap == pytest.approx(overlap)
@@ -219,7 +223,7 @@ def test_real_engines_are_timed(model, monkeypatch):
 
     own = EngineBench(config(model, (LAYERS,)), PROMPTS[0], lambda: None, watch)
     heads = [HeadSize("h", 2, 100, deep=True)]
-    times, timings = time_steps(own, layers=LAYERS, stages=(2,), heads=heads, widths=(1, 2))
+    times, timings = time_steps(own, layers=LAYERS, stages=(2,), heads=heads, levels=(Level(2),))
     assert times.plain()[0].seconds > 0
     assert {c.head for c in opened} == {None, "raw", RANDOM_DEEP}
     assert all(t.seconds > 0 for t in timings)

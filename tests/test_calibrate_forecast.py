@@ -17,7 +17,7 @@ from ppsd_cli.core.schedule import Limits, Schedule
 from ppsd_cli.core.tree_simulation import TreeSimulation
 from ppsd_cli.tasks.calibrate.candidates import Layout, Predictor, best_three, raw_guessers
 from ppsd_cli.tasks.calibrate.cpu_times import fit_parts, fit_wide
-from ppsd_cli.tasks.calibrate.engine_times import DeviceTimes, StepTimes
+from ppsd_cli.tasks.calibrate.engine_forecast import DeviceTimes, Level, StepTimes
 from ppsd_cli.tasks.calibrate.flow import Flow, Turn, hits_at, one_by_one, slowest, tick_seconds
 from ppsd_cli.tasks.calibrate.forecast import (
     Plain,
@@ -470,7 +470,7 @@ def test_stages_in_step_take_the_longest():
     uneven = times.tick(Setting((8, 4), "h", (8,)), 0.8)
     assert uneven == pytest.approx(4 * 1.1 + 4 * 1.0 + 3.0 + 0.5)
     assert times.tick(Setting((6, 6), "h", (6,)), 0.8, free="stage 0") == pytest.approx(even - 0.5)
-    wide = replace(times, wide={4: {2: 1.25, 3: 1.5}})
+    wide = replace(times, wide={Level(4): {2: 1.25, 3: 1.5}})
     assert wide.widths == (1, 4)
     assert wide.tick(Setting((6, 6), "h", (6,), 4), 0.8) == pytest.approx(1.25 * even)
 
@@ -481,7 +481,7 @@ def test_mixed_cards(overlap, expected):
         ("a", "b"), 12, 3, {"a": 1.0, "b": 2.0}, {"a": 2.0, "b": 2.0}, {"h": 0.0}, 1.0, overlap
     )
     assert times.tick(Setting((6, 5), "h", (6,)), 1.0) == pytest.approx(expected)
-    wide = replace(times, wide={2: 1.5})
+    wide = replace(times, wide={Level(2): 1.5})
     assert wide.tick(Setting((6, 5), "h", (6,), 2), 1.0) == pytest.approx(1.5 * expected)
     assert [p.seconds for p in times.plain()] == [14.0, 26.0]
     split = best_split(

@@ -6,14 +6,10 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from cli_model import Ppsd, save_cli_model
-from models import Tiny, save_head
-from transformers import LlamaForCausalLM
+from cli_model import Ppsd, save_cli_model, save_deep_head
 
 import ppsd_cli
-from ppsd_cli.assets import resolve_model
 from ppsd_cli.commands import bench_setup
-from ppsd_cli.model.spec_reader import read_spec
 from ppsd_cli.tasks.bench import measure, pool, trials
 from ppsd_cli.tasks.bench.decoders import EngineDecoder
 from ppsd_cli.tasks.bench.forced import ForcedTree
@@ -70,15 +66,7 @@ def test_stage_processes_answer_the_same(ppsd):
 
 @pytest.fixture(scope="session")
 def deep_head(model, tmp_path_factory) -> str:
-    """A random head of two depths; what it guesses is worth nothing."""
-    folder = tmp_path_factory.mktemp("depth2")
-    files = resolve_model(str(model), offline=True)
-    spec = read_spec(files.folder)
-    tiny = Tiny(model, LlamaForCausalLM.from_pretrained(model))
-    assert spec.hidden == tiny.spec.hidden
-    taps = [(2, 0), (2, 1), (4, 2), (4, 3), (6, 4)]
-    save_head(folder, tiny, taps, depth=2, model_hash=files.model_hash, stages=3)
-    return str(folder)
+    return save_deep_head(model, tmp_path_factory.mktemp("depth2"))
 
 
 def test_two_depths_say_the_models_text_in_one_process_and_in_several(ppsd, deep_head, tmp_path):

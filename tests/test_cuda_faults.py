@@ -101,6 +101,8 @@ class Checks:
         self._folder = folder
         self._small = cache(self._make)
         deep = self._small("biases").head(((1, 0), (2, 1), (3, 2)), blocks=1)
+        taps = ((1, 0), (1, 1), (2, 2), (2, 3), (3, 4))
+        twice = self._small("biases").head(taps, depth=2)
         guessed = {"head": deep, "guess": True}
         plain = {"head": None, "drafting": False}
         seeded = {"head": "raw", "sampling": SAMPLING}
@@ -113,6 +115,7 @@ class Checks:
             "long": self._equality("llama", (4,), long, count=4, **plain),
             "leftovers": self._leftovers(),
             "tree": self._tree(deep),
+            "depth": self._tree(twice, depth=2),
             "several": self._equality(
                 "biases", STAGES, prompt(9), count=COUNT, groups=(1, 2), **guessed
             ),
@@ -143,15 +146,15 @@ class Checks:
 
         return check
 
-    def _tree(self, head):
+    def _tree(self, head, *, depth=1):
         """An answer by trees, with guesses right at various ranks; the prompt is two chunks."""
-        model = self._small("biases")
-        reference = model.plain(prompt(9), COUNT + 3)
-        options = {"count": COUNT + 3, "width": 3} | right_and_ranks(reference, 3, seed=1)
-        expected = ask(model.local(STAGES, head=head, width=3), prompt(9), **options)
+        model, wide = self._small("biases"), {"width": 3, "depth": depth}
+        reference = model.plain(prompt(9), COUNT + 3 * depth)
+        options = {"count": COUNT + 3 * depth} | wide | right_and_ranks(reference, 3, seed=1)
+        expected = ask(model.local(STAGES, head=head, **wide), prompt(9), **options)
 
         def check():
-            run = ask(model.graph(STAGES, head=head, width=3), prompt(9), **options)
+            run = ask(model.graph(STAGES, head=head, **wide), prompt(9), **options)
             assert run.ids == reference.ids
             assert_same_events(run, expected, tree=True)
 
@@ -191,7 +194,8 @@ def checks(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "check", ["chain", "sampled", "naive", "window", "long", "leftovers", "tree", "several"]
+    "check",
+    ["chain", "sampled", "naive", "window", "long", "leftovers", "tree", "depth", "several"],
 )
 def test_without_a_fault_the_check_passes(checks, check):
     checks.run(check)

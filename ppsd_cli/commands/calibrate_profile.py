@@ -78,6 +78,8 @@ def _settings(calibration: Calibration, flags: Settings) -> dict[str, Any]:
         settings |= {"split": list(chosen.split), "head": chosen.head}
     if chosen.width > 1:
         settings["width"] = chosen.width
+    if chosen.depth > 1:
+        settings["depth"] = chosen.depth
     own = chosen.devices if chosen.processes or len(set(chosen.devices)) > 1 else chosen.devices[:1]
     settings["devices"] = list(own)
     on_cpu = chosen.devices[0] == "cpu"

@@ -110,7 +110,7 @@ Depth = Annotated[
     typer.Option(
         rich_help_panel=_PIPE,
         help="Depths of a tree that enter per tick: 1 (the default), or 2 with a head that was "
-        "trained with --depth 2 (CPUs only).",
+        "trained with --depth 2.",
     ),
 ]
 Threads = Annotated[

@@ -20,10 +20,11 @@ Guesses = Sequence[Sequence[tuple[int, float]]]
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What one tick fed: so many nodes, drafted behind so many leaves (0: a known token)."""
+    """What one tick fed: so many nodes; ``behind``: nodes on which the head ran for them (0: what
+    entered was known, or stands on what was)."""
 
     nodes: int
-    leaves: int
+    behind: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +73,9 @@ class TreeSimulation:
         self._tree.verify(0, tokens[0])
         committed, tick, verified, accepted = 1, self._stages, 0, 0
         while committed < len(tokens):
-            leaves = 0 if self._tree.due else len(self._tree.leaves)
+            behind = 0 if self._tree.due else len(self._tree.level)
             flying.append(self._level())
-            levels.append(Level(len(flying[-1]), leaves if flying[-1] else 0))
+            levels.append(Level(len(flying[-1]), behind if flying[-1] else 0))
             tick += 1
             if len(flying) < self._stages:
                 continue

@@ -14,6 +14,7 @@ import torch
 
 from ppsd_cli.core.choose import best_tokens, choose, perturbed
 from ppsd_cli.core.plan import Sampling
+from ppsd_cli.core.tree import CONTINUED
 from ppsd_cli.model.branches import Branches
 from ppsd_cli.model.cache import Rows
 from ppsd_cli.model.head_files import HeadInfo, read_info
@@ -33,8 +34,8 @@ class Work:
     ``lm`` the target's choice.
 
     ``length``: slots of the cache that the token sees; ``width``: nodes of the level that goes
-    through the stage, above 1 a tree's, and as many leaves behind which the head drafts;
-    ``threads``: torch's, 0 leaves them alone.
+    through the stage, above 1 a tree's, and as many leaves behind which the head drafts; ``depth``
+    2: it goes on behind the best of its guesses; ``threads``: torch's, 0 leaves them alone.
     """
 
     layers: int
@@ -43,6 +44,7 @@ class Work:
     head: str | None = None
     width: int = 1
     threads: int = 0
+    depth: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,9 @@ class Parts:
         if work.head is not None:
             head = self._heads[work.head]
             steps.append(_draft(head, work.length) if level is None else level.draft(head))
+            if work.depth > 1:
+                assert level is not None, "two depths need a tree"
+                steps.append(level.go_on(head))
         steps.append(self._layers(work, level))
         return [*steps, self._target(work.width)] if work.lm else steps
 
@@ -132,10 +137,12 @@ class _Level:
     """One level of a tree, all behind the same token, that enters again and again."""
 
     def __init__(self, work: Work, stage: Stage) -> None:
+        self._stage = stage
         self._width, self._start = work.width, max(1, work.length - work.width)
         self._slots = list(range(self._start, self._start + work.width))
         self._where = torch.full((work.width,), self._start + 1, device=stage.device)
         self._branches = Branches(self._slots[-1] + 1, keep=2, device=stage.device)
+        self._branches.chain(0, self._start)
         self.enter()
 
     def enter(self) -> Rows:
@@ -152,6 +159,20 @@ class _Level:
             lineage = self._branches.ancestors(self._slots, lags)
             rows = replace(self._branches.rows(self._slots), ancestors=lineage)
             scores = perturbed(head.branch_logits(rows), _GREEDY, self._where, head.token_ids)
+            return best_tokens(scores, self._width, scale=1.0, token_ids=head.token_ids)
+
+        return turn
+
+    def go_on(self, head: DraftHead) -> Callable[[], object]:
+        """Guesses behind the best of those, which here stand on different nodes."""
+        slots = self._slots[:CONTINUED]
+        where = self._where[:CONTINUED] + 1
+        token_ids = torch.arange(len(slots), device=self._stage.device)
+
+        def turn() -> object:
+            rows = self._branches.rows(slots)
+            logits = head.second_logits(rows, self._stage.embed(token_ids))
+            scores = perturbed(logits, _GREEDY, where, head.token_ids)
             return best_tokens(scores, self._width, scale=1.0, token_ids=head.token_ids)
 
         return turn

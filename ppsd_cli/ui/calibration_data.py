@@ -47,14 +47,16 @@ def exit_points(calibration: Calibration) -> list[ExitPoint]:
 
 
 def marks(calibration: Calibration) -> list[Mark]:
-    """The best chain and the best tree of each trained head, and everything that was run."""
+    """The best chain and the best tree of each depth of each trained head, and everything that was
+    run."""
     plain = calibration.plain.tokens_per_second
     speeds = {each.candidate: each for each in calibration.checked}
     measured_plain = speeds[calibration.plain].speed
     shown: dict[tuple[object, ...], Candidate] = {}
     for each in (*(c.candidate for c in calibration.checked), *calibration.candidates):
         if each.head is not None and (each in speeds or each.head != "raw"):
-            shown.setdefault((each.head, each.exit_layer, each.stages, each.width > 1), each)
+            sort = each.head, each.exit_layer, each.stages, each.width > 1, each.depth
+            shown.setdefault(sort, each)
     found = []
     for each in shown.values():
         run = speeds.get(each)
@@ -99,6 +101,7 @@ def times_table(calibration: Calibration) -> TableData | None:
     if not calibration.parts:
         return None
     heads = [name for name, _ in calibration.parts[0].heads]  # of a chain: all of them
+    deep = list(dict.fromkeys(name for part in calibration.parts for name, _ in part.second))
     rows = []
     busiest = max(part.busy for part in calibration.parts)
     for part in calibration.parts:
@@ -115,9 +118,11 @@ def times_table(calibration: Calibration) -> TableData | None:
                 milliseconds(part.fixed),
                 milliseconds(part.lm),
                 *(milliseconds(own.get(name)) for name in heads),
+                *(milliseconds(dict(part.second).get(name)) for name in deep),
             )
         )
     columns = ["layer", "every stage", "LM matrix", *(_head_name(name) for name in heads)]
+    columns += [f"{_head_name(name)}, second depth" for name in deep]
     note = ""
     if calibration.boundary is not None:
         edge = calibration.boundary
@@ -147,8 +152,10 @@ def head_table(calibration: Calibration) -> TableData | None:
         "Heads: target among the best guesses",
         (Column("head"), *(Column(n, numeric=True) for n in ("exit", "1", "2", "4", "8"))),
         tuple(
-            (head.name, str(head.exit_layer), *(percent(share) for share in head.top))
+            (name, str(head.exit_layer), *map(percent, top))
             for head in calibration.heads
+            for name, top in ((head.name, head.top), (f"{head.name}, second depth", head.second))
+            if top is not None
         ),
     )
 
@@ -226,7 +233,7 @@ def _row(
     return (
         _name(candidate),
         number(candidate.exit_layer, 0),
-        NOTHING if candidate.head is None else str(candidate.width),
+        NOTHING if candidate.head is None else _shape(candidate),
         percent(candidate.acceptance),
         number(candidate.tokens_per_tick, 2),
         milliseconds(candidate.tick_seconds),
@@ -249,7 +256,14 @@ def _name(candidate: Candidate) -> str:
 
 
 def _width(candidate: Candidate) -> str:
-    return f", width {candidate.width}" if candidate.width > 1 else ""
+    depth = f", depth {candidate.depth}" if candidate.depth > 1 else ""
+    return f", width {candidate.width}{depth}" if candidate.width > 1 else ""
+
+
+def _shape(candidate: Candidate) -> str:
+    """Width, and the depth where it is another than 1."""
+    depth = f", depth {candidate.depth}" if candidate.depth > 1 else ""
+    return f"{candidate.width}{depth}"
 
 
 def _split(candidate: Candidate) -> str:

@@ -40,6 +40,20 @@ def index_of(key):
 
 
 @triton.jit
+def largest(keys, COUNT: tl.constexpr, PADDED: tl.constexpr):
+    """The ``COUNT`` largest of ``keys``, which differ, largest first in [PADDED]; -(2^63 - 1) where
+    there are not so many.
+    """
+    i = tl.arange(0, PADDED)
+    found = tl.full([PADDED], -9223372036854775807, dtype=tl.int64)
+    for k in tl.static_range(COUNT):
+        best = tl.max(keys, axis=0)
+        found = tl.where(i == k, best, found)
+        keys = tl.where(keys == best, -9223372036854775807, keys)
+    return found
+
+
+@triton.jit
 def chunk_kernel(
     scores_ptr,
     id_ptr,
@@ -126,11 +140,7 @@ def rank_kernel(
     count = chunks * KEEP
     keys = tl.load(key_ptr + row * count + at, mask=at < count, other=-9223372036854775807)
     rank = tl.arange(0, KP)
-    best_keys = tl.full([KP], -9223372036854775807, dtype=tl.int64)
-    for i in tl.static_range(KEEP):
-        best = tl.max(keys, axis=0)
-        best_keys = tl.where(rank == i, best, best_keys)
-        keys = tl.where(keys == best, -9223372036854775807, keys)
+    best_keys = largest(keys, KEEP, KP)
     there = at < chunks
     tops = tl.load(top_ptr + row * chunks + at, mask=there, other=float("-inf"))
     totals = tl.load(total_ptr + row * chunks + at, mask=there, other=0.0)

@@ -16,11 +16,8 @@ from ppsd_cli.runtime.cuda.ticks import Pod, block_of
 from ppsd_cli.runtime.cuda.tiles import Tile, power_of_two
 from ppsd_cli.runtime.cuda.tree_board import TreeBoard
 from ppsd_cli.runtime.cuda.tree_control import tree_boundary_kernel
-from ppsd_cli.runtime.cuda.tree_entry import (
-    tree_entry_kernel,
-    tree_first_kernel,
-    tree_gather_kernel,
-)
+from ppsd_cli.runtime.cuda.tree_drafts import tree_first_kernel, tree_gather_kernel
+from ppsd_cli.runtime.cuda.tree_entry import tree_entry_kernel
 from ppsd_cli.runtime.cuda.tree_follower import TreeStages
 
 _GREEDY = Sampling()

@@ -16,7 +16,7 @@ from ppsd_cli.tasks.calibrate.forecast import (
     tokens_per_tick,
 )
 from ppsd_cli.tasks.calibrate.guessers import Guesser, Pace
-from ppsd_cli.tasks.calibrate.splits import best_split, in_time
+from ppsd_cli.tasks.calibrate.splits import best_split, by_stage, in_time
 
 ACCEPTANCE = "acceptance"
 STAND_IN_ACCEPTANCE = 0.8
@@ -52,7 +52,8 @@ class Predictor:
         return [self._plain(each) for each in self._times.plain()]
 
     def candidates(self, guessers: Sequence[Guesser], widths: Sequence[int]) -> list[Candidate]:
-        """Every exit, number of stages and width with its best split, fastest first.
+        """Every exit, number of stages and width with its best split, fastest first; two depths a
+        tick too, where the head can and ticks are known.
 
         Trees that could not reach the best chain or plain decoding, even if every token among the
         guesser's best ones were found, are left out.
@@ -61,21 +62,24 @@ class Predictor:
         speeds = [each.tokens_per_second for each in (self.plain, *found)]
         for width in sorted(set(widths) & set(self._times.widths) - {1}):
             found += self._of_width(guessers, width, worth=max(speeds))
+        deep = [each for each in guessers if each.depth > 1]
+        for width in sorted(set(widths) & set(self._times.deep_widths)):
+            found += self._of_width(deep, width, depth=2)
         return sorted(found, key=lambda each: -each.tokens_per_second)
 
     def _of_width(
-        self, guessers: Sequence[Guesser], width: int, worth: float = 0.0
+        self, guessers: Sequence[Guesser], width: int, *, depth: int = 1, worth: float = 0.0
     ) -> list[Candidate]:
         """``worth``: tokens/s that trees of raw exits must be able to reach."""
         found = []
         for guesser in guessers:
             for stages in sorted(self._layout.devices):
-                split = self.split(guesser, stages, width)
+                split = self.split(guesser, stages, width, depth)
                 if split is None:
                     continue
                 if not guesser.answers and self._bound(guesser, split, width) < worth:
                     continue
-                candidate = self.predict(guesser, split, width)
+                candidate = self.predict(guesser, split, width, depth)
                 found += [candidate] if self._fits(candidate) else []
         return found
 
@@ -84,26 +88,33 @@ class Predictor:
         tick = self._times.quick(Setting(split, guesser.name, guesser.taps, width))
         return tokens_per_tick(len(split), guesser.most(width)) / tick
 
-    def split(self, guesser: Guesser, stages: int, width: int = 1) -> tuple[int, ...] | None:
+    def split(
+        self, guesser: Guesser, stages: int, width: int = 1, depth: int = 1
+    ) -> tuple[int, ...] | None:
         """The best layers of each stage; None where the head fits no split into so many."""
+        name, taps = guesser.name, guesser.taps
         return best_split(
             self._layout.layers,
             stages=stages,
-            exit_layer=guesser.taps[0],
-            taps=guesser.taps,
-            cost=lambda split: self._times.quick(Setting(split, guesser.name, guesser.taps, width)),
+            exit_layer=taps[0],
+            taps=by_stage(taps, depth),
+            cost=lambda split: self._times.quick(Setting(split, name, taps, width, depth=depth)),
         )
 
-    def fitting(self, guesser: Guesser, split: tuple[int, ...]) -> bool:
+    def fitting(self, guesser: Guesser, split: tuple[int, ...], depth: int = 1) -> bool:
         """Whether a split has the guesser's exit, a layer in each stage, and its taps in time."""
-        return split[0] == guesser.taps[0] and min(split) > 0 and in_time(split, guesser.taps)
+        taps = guesser.taps
+        return split[0] == taps[0] and min(split) > 0 and in_time(split, by_stage(taps, depth))
 
-    def predict(self, guesser: Guesser, split: tuple[int, ...], width: int = 1) -> Candidate:
+    def predict(
+        self, guesser: Guesser, split: tuple[int, ...], width: int = 1, depth: int = 1
+    ) -> Candidate:
         """What one split with one head is expected to do."""
         stages = len(split)
-        pace = guesser.pace(stages, width)
-        setting = Setting(split, guesser.name, guesser.taps, width, pace.leaves)
-        tick = self._times.tick(setting, pace.acceptance)
+        pace = guesser.pace(stages, width, depth)
+        setting = Setting(split, guesser.name, guesser.taps, width, pace.leaves, depth)
+        tick = self._times.tick(setting, pace.steady)
+        needed = needed_acceptance(stages, tick, self.plain.tick_seconds) if depth == 1 else None
         return Candidate(
             decoder="ppsd",
             split=split,
@@ -117,7 +128,8 @@ class Predictor:
             tick_seconds=tick,
             tokens_per_second=_speed(pace, tick),
             limit=self._limit(pace, setting, tick),
-            needed=needed_acceptance(stages, tick, self.plain.tick_seconds),
+            needed=needed,
+            depth=depth,
         )
 
     def suggest(self, stand_in: str, layers: Sequence[LayerScore]) -> Suggestion | None:
@@ -148,10 +160,10 @@ class Predictor:
     def _limit(self, pace: Pace, setting: Setting, tick: float) -> str:
         """What would bring most if it cost nothing."""
         gains = {
-            part: tick / max(1e-9, self._times.tick(setting, pace.acceptance, free=part))
+            part: tick / max(1e-9, self._times.tick(setting, pace.steady, free=part))
             for part in (STAGE_0, LAST_STAGE, BOUNDARY)
         }
-        gains[ACCEPTANCE] = 1 / pace.tokens_per_tick
+        gains[ACCEPTANCE] = setting.depth / pace.tokens_per_tick
         largest = max(gains, key=lambda part: gains[part])
         return largest if gains[largest] > _WORTH else "stages"
 
@@ -187,8 +199,8 @@ def raw_guessers(name: str, layers: Sequence[LayerScore]) -> list[Guesser]:
 
 
 def best_three(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The fastest, no two of the same head, exit, stages and width."""
+    """The fastest, no two of the same head, exit, stages, width and depth."""
     chosen: dict[tuple[object, ...], Candidate] = {}
     for each in candidates:
-        chosen.setdefault((each.head, each.exit_layer, each.stages, each.width), each)
+        chosen.setdefault((each.head, each.exit_layer, each.stages, each.width, each.depth), each)
     return list(chosen.values())[:3]

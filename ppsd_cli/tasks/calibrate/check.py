@@ -69,7 +69,8 @@ def _named(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
     named = {"ar": candidates[0]}
     for number, each in enumerate(candidates[1:], 1):
         split = ",".join(map(str, each.split))
-        named[f"{number}: {each.decoder} {split} width {each.width}"] = each
+        shape = f"width {each.width} depth {each.depth}"
+        named[f"{number}: {each.decoder} {split} {shape}"] = each
     return named
 
 
@@ -82,6 +83,7 @@ def _rival(candidate: Candidate, name: str, pool: Pool, track: Track) -> Rival:
         draft_vocab=None,
         threads=candidate.threads,
         width=candidate.width,
+        depth=candidate.depth,
     )
     shape = Shape(config, candidate.processes, candidate.head)
     loaded = pool.engine(shape)
@@ -94,6 +96,7 @@ def _rival(candidate: Candidate, name: str, pool: Pool, track: Track) -> Rival:
         devices=candidate.devices,
         threads=candidate.threads if shape.on_cpu else None,
         width=candidate.width,
+        depth=candidate.depth,
     )
     plain = EngineDecoder(loaded.thing, drafting=False)
     decoder = EngineDecoder(
@@ -101,6 +104,7 @@ def _rival(candidate: Candidate, name: str, pool: Pool, track: Track) -> Rival:
         drafting=candidate.head is not None,
         width=candidate.width,
         tree_scale=DEFAULT_TREE_SCALE,
+        depth=candidate.depth,
     )
     return Rival(contender, decoder, loaded, plain)
 

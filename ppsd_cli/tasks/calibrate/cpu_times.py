@@ -24,7 +24,7 @@ class Group:
     """Stage processes that are timed together: a config whose split says how many.
 
     ``heads``: all that are timed; ``wide_heads``: those that are timed on levels of a tree too, at
-    the cache length ``wide_length``.
+    the cache length ``wide_length``; ``deep_heads``: those of them that go on behind their guesses.
     """
 
     config: PipelineConfig
@@ -32,6 +32,7 @@ class Group:
     lengths: tuple[int, ...]
     wide_heads: tuple[str, ...] = ()
     wide_length: int = 64
+    deep_heads: tuple[str, ...] = ()
 
     @property
     def windows(self) -> int:
@@ -55,7 +56,7 @@ def time_group(group: Group, step: Callable[[], None]) -> list[Timing]:
         bench = _Bench(group.config, processes, step)
         found = bench.times(plans, WARM, SECONDS)
         found += bench.times(wide, WIDE_WARM, WIDE_SECONDS)
-        if _may_pay(found, stages):
+        if _may_pay(found, stages, tokens=2 if group.deep_heads else 1):
             found += bench.times(_wide_plans(group, WIDEST), WIDE_WARM, WIDE_SECONDS)
         else:
             for _ in range(ROUNDS * len(_wide_plans(group, WIDEST))):
@@ -63,10 +64,10 @@ def time_group(group: Group, step: Callable[[], None]) -> list[Timing]:
     return found
 
 
-def _may_pay(timings: Sequence[Timing], stages: int) -> bool:
+def _may_pay(timings: Sequence[Timing], stages: int, *, tokens: int) -> bool:
     """Whether the widest trees can be of use: not where a stage's share of the layers and of the LM
-    matrix would take longer than a token of plain decoding, so that even a tree that is always
-    right were slower.
+    matrix would take longer than a token of plain decoding (than two, where a tick can bring two
+    ``tokens``), so that even a tree that is always right were slower.
 
     The step to the width before says how the time grows.
     """
@@ -81,7 +82,7 @@ def _may_pay(timings: Sequence[Timing], stages: int) -> bool:
 
     shares = [layers + lm / stages for layers, lm in map(parts, WIDTHS[-2:])]
     layers, lm = parts(1)
-    return shares[1] ** 2 / shares[0] < stages * layers + lm
+    return shares[1] ** 2 / shares[0] < tokens * (stages * layers + lm)
 
 
 def time_plain(
@@ -168,11 +169,17 @@ def fit_wide(
 
     lm = beyond(t for t in own if t.lm)
     timed = {t.head for t in own if t.head is not None}
-    drafts = [(RAW_EXIT, lm)]
+    drafts, second = [(RAW_EXIT, lm)], []
     for name, stand_in in heads.items():
-        if stand_in in timed:
-            drafts.append((name, beyond(t for t in own if t.head == stand_in)))
-    return replace(wide, lm=lm, heads=tuple(drafts))
+        if stand_in not in timed:
+            continue
+        head = [t for t in own if t.head == stand_in]
+        first = beyond(t for t in head if t.depth == 1)
+        drafts.append((name, first))
+        both = [t for t in head if t.depth > 1]
+        if both:
+            second.append((name, max(0.0, beyond(both) - first)))
+    return replace(wide, lm=lm, heads=tuple(drafts), second=tuple(second))
 
 
 def _fit(bare: Sequence[Timing]) -> tuple[float, float, float]:
@@ -214,6 +221,7 @@ def _wide_plans(group: Group, width: int) -> list[Plan]:
     ended = every | {last: replace(every[last], lm=True)}
     plans: list[Plan] = [(1, {0: every[0]}), (1, {last: ended[last]})]
     drafts = [{0: replace(every[0], head=head)} for head in group.wide_heads]
+    drafts += [{0: replace(every[0], head=head, depth=2)} for head in group.deep_heads]
     if not last:
         return plans + [(1, draft) for draft in drafts]
     return [*plans, (last + 1, ended), *((last + 1, ended | draft) for draft in drafts)]
@@ -245,6 +253,7 @@ def _timing(config: PipelineConfig, work: Work, times: Sequence[float], load: in
         width=work.width,
         lm=work.lm,
         head=work.head,
+        depth=work.depth,
     )
 
 

@@ -5,7 +5,7 @@ is linear in the layers of a stage; a head stands in by its size. Guesses are fo
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 
 from ppsd_cli.calibration_records import Timing
@@ -14,7 +14,8 @@ from ppsd_cli.model.random_weights import BLOCKS, RANDOM_BLOCK, RANDOM_DEEP
 from ppsd_cli.runtime.engine import Engine, open_engine
 from ppsd_cli.runtime.pipeline import RAW_EXIT, PipelineConfig
 from ppsd_cli.tasks.bench.decoders import Answered, EngineDecoder
-from ppsd_cli.tasks.calibrate.forecast import BOUNDARY, LAST_STAGE, STAGE_0, Plain, Setting
+from ppsd_cli.tasks.calibrate.engine_forecast import CHAIN, DeviceTimes, Level, StepTimes
+from ppsd_cli.tasks.calibrate.forecast import Setting
 
 TOKENS = 64
 _WARM = 8
@@ -27,24 +28,26 @@ Open = Callable[[PipelineConfig], Engine]
 
 @dataclass(frozen=True, slots=True)
 class HeadSize:
-    """What a head costs: its blocks and draft vocabulary; ``deep``: it reads deeper states."""
+    """What a head costs: its blocks and draft vocabulary; ``deep``: it reads deeper states;
+    ``depth`` 2: it goes on behind its own guesses."""
 
     name: str
     blocks: int
     vocabulary: int
     deep: bool
+    depth: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """An engine to time: layers and device of each stage, the head (None: plain decoding) with its
-    draft vocabulary, and the guesses of a tick."""
+    draft vocabulary, and what enters in a tick."""
 
     split: tuple[int, ...]
     devices: tuple[str, ...]
     head: str | None = None
     vocabulary: int = _FEW
-    width: int = 1
+    level: Level = CHAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,8 @@ class EngineBench:
 
     def tick(self, run: "Run") -> float:
         """Seconds of a tick; without a head, of a token of plain decoding."""
-        split, head = run.split, run.head
-        config = replace(self.config, split=split, devices=run.devices, head=head, width=run.width)
+        split, head, shape = run.split, run.head, asdict(run.level)
+        config = replace(self.config, split=split, devices=run.devices, head=head, **shape)
         if head is not None:
             config = replace(config, draft_vocab=run.vocabulary)
         limits = Limits(TOKENS, config.slots)
@@ -69,7 +72,7 @@ class EngineBench:
                 answer = _best(plain, self.prompt, limits, None)
             else:
                 guess = plain.answer(self.prompt, limits).token_ids
-                drafting = EngineDecoder(engine, drafting=True, width=run.width)
+                drafting = EngineDecoder(engine, drafting=True, **shape)
                 answer = _best(drafting, self.prompt, limits, guess)
         self.step()
         assert answer.counts is not None
@@ -95,110 +98,16 @@ def _best(
     return min(answers, key=lambda answer: answer.decode_seconds)
 
 
-@dataclass(frozen=True, slots=True)
-class StepTimes:
-    """Stages of one graph: the same layer number of all stages is one launch.
-
-    ``base``: a tick without its layers, by number of stages; ``step``: one layer of so many
-    stages; ``heads``: what each draft adds. One stage is plain decoding. ``wide``: for each width,
-    ticks of so many stages over those of a chain; a level takes the same time whatever it holds.
-    """
-
-    device: str
-    layers: int
-    threads: int
-    base: dict[int, float]
-    step: dict[int, float]
-    heads: dict[str, float]
-    wide: dict[int, dict[int, float]] = field(default_factory=dict)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """The chain and what was timed."""
-        return (1, *sorted(self.wide))
-
-    def plain(self) -> tuple[Plain, ...]:
-        """All layers, one after the other."""
-        seconds = self.base[1] + self.layers * self.step[1]
-        return (Plain(self.threads, self.device, seconds),)
-
-    def quick(self, setting: Setting) -> float:
-        """The tick itself costs nothing to compute."""
-        return self.tick(setting, 1.0)
-
-    def tick(self, setting: Setting, acceptance: float, *, free: str | None = None) -> float:
-        """Every tick drafts and runs all stages, so acceptance does not matter."""
-        del acceptance
-        split, stages = setting.split, len(setting.split)
-        steps = sum(self.step[sum(n > at for n in split)] for at in range(max(split)))
-        around = 0.0 if free == BOUNDARY else max(0.0, self.base[stages] - self.base[1])
-        last = 0.0 if free == LAST_STAGE else min(self.base[1], self.base[stages])
-        head = 0.0 if free == STAGE_0 else self.heads[setting.head]
-        growth = 1.0 if setting.width == 1 else self.wide[setting.width][stages]
-        return (steps + around + last + head) * growth
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceTimes:
-    """Stages on devices of one process, each for itself.
-
-    ``layer``, ``fixed``: by device, a layer, and all but the layers of plain decoding there;
-    ``hop``: what a tick adds; ``overlap``: share of the other stages' time that passes while the
-    slowest one works (0: they take turns, 1: all at once). ``wide``: for each width, a tick of two
-    devices over that of a chain.
-    """
-
-    devices: tuple[str, ...]
-    layers: int
-    threads: int
-    layer: dict[str, float]
-    fixed: dict[str, float]
-    heads: dict[str, float]
-    hop: float
-    overlap: float
-    wide: dict[int, float] = field(default_factory=dict)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """The chain and what was timed."""
-        return (1, *sorted(self.wide))
-
-    def plain(self) -> tuple[Plain, ...]:
-        """On each device; the first is the preferred one."""
-        return tuple(
-            Plain(self.threads, d, self.fixed[d] + self.layers * self.layer[d])
-            for d in dict.fromkeys(self.devices)
-        )
-
-    def quick(self, setting: Setting) -> float:
-        """The tick itself costs nothing to compute."""
-        return self.tick(setting, 1.0)
-
-    def tick(self, setting: Setting, acceptance: float, *, free: str | None = None) -> float:
-        """The slowest stage, and of the others what does not pass beside it."""
-        del acceptance
-        split = setting.split
-        last = len(split) - 1
-        times = [n * self.layer[d] for n, d in zip(split, self.devices, strict=False)]
-        if free != STAGE_0:
-            times[0] += self.heads[setting.head]
-        if free != LAST_STAGE:
-            times[last] += self.fixed[self.devices[last]]
-        hop = 0.0 if free == BOUNDARY else self.hop
-        slowest = max(times)
-        growth = 1.0 if setting.width == 1 else self.wide[setting.width]
-        return (slowest + (1 - self.overlap) * (sum(times) - slowest) + hop) * growth
-
-
 def time_steps(
     bench: EngineBench,
     *,
     layers: int,
     stages: Sequence[int],
     heads: Sequence[HeadSize],
-    widths: Sequence[int] = (1,),
+    levels: Sequence[Level] = (),
 ) -> tuple[StepTimes, list[Timing]]:
-    """Ticks of one GPU: two depths for each number of stages, each head, and each width."""
+    """Ticks of one GPU: two counts of layers for each number of stages, each head, and each sort of
+    tree."""
     device = bench.config.devices[0]
     found, base, step = _Found(bench), {}, {}
     for count in (1, *stages):
@@ -207,12 +116,10 @@ def time_steps(
         runs = [Run((m,) * count, (device,) * count, head) for m in (shallow, deep)]
         base[count], step[count] = _line([found.tick(run) for run in runs], shallow, deep)
     extra = _head_times(found, heads, (_depths(layers, stages[0])[1],) * 2, (device,) * 2)
-    usual = _usual_head(heads)
     ends = {n: Run((_depths(layers, n)[1],) * n, (device,) * n) for n in (min(stages), max(stages))}
     wide = {
-        width: _between({n: found.growth(run, usual, width) for n, run in ends.items()}, stages)
-        for width in widths
-        if width > 1
+        level: _between({n: found.growth(run, heads, level) for n, run in ends.items()}, stages)
+        for level in levels
     }
     times = StepTimes(device, layers, bench.config.threads, base, step, extra, wide)
     return times, found.timings
@@ -224,9 +131,9 @@ def time_devices(
     *,
     layers: int,
     heads: Sequence[HeadSize],
-    widths: Sequence[int] = (1,),
+    levels: Sequence[Level] = (),
 ) -> tuple[DeviceTimes, list[Timing]]:
-    """Layers of every device by itself, then two devices together, at each width."""
+    """Layers of every device by itself, then two devices together, with each sort of tree."""
     found = _Found(bench)
     shallow, deep = _depths(layers, 2)
     layer, fixed = {}, {}
@@ -243,8 +150,7 @@ def time_devices(
     )
     hop = max(0.0, both[1] - times.tick(Setting((deep, deep), "", (deep,)), 1.0))
     extra = _head_times(found, heads, (deep, deep), pair)
-    head, run = _usual_head(heads), Run((deep, deep), pair)
-    wide = {width: found.growth(run, head, width) for width in widths if width > 1}
+    wide = {level: found.growth(Run((deep, deep), pair), heads, level) for level in levels}
     return replace(times, hop=hop, heads=extra, wide=wide), found.timings
 
 
@@ -256,10 +162,11 @@ class _Found:
         self._ticks: dict[Run, float] = {}
         self.timings: list[Timing] = []
 
-    def growth(self, run: Run, head: HeadSize, width: int) -> float:
-        """A tick of that width over one of a chain, with a head of that size."""
+    def growth(self, run: Run, heads: Sequence[HeadSize], level: Level) -> float:
+        """A tick of that sort over one of a chain, with the usual head that can."""
+        head = _usual_head([each for each in heads if each.depth >= level.depth])
         own = replace(run, head=_kind(head), vocabulary=head.vocabulary)
-        return self.tick(replace(own, width=width)) / self.tick(own)
+        return self.tick(replace(own, level=level)) / self.tick(own)
 
     def tick(self, run: Run) -> float:
         """Seconds of that tick."""
@@ -275,9 +182,9 @@ class _Found:
                     length=len(self._bench.prompt) + TOKENS // 2,
                     seconds=seconds,
                     turns=2 * TOKENS,
-                    width=run.width,
                     lm=True,
                     head=None if run.head is None else f"{run.head} of {run.vocabulary} tokens",
+                    **asdict(run.level),
                 )
             )
         return self._ticks[run]
@@ -308,7 +215,7 @@ def _kind(head: HeadSize) -> str:
 
 
 def _usual_head(heads: Sequence[HeadSize]) -> HeadSize:
-    """The one with which widths are timed: the first trained one."""
+    """The one with which trees are timed: the first trained one."""
     return next((head for head in heads if head.blocks), heads[0])
 
 

@@ -4,7 +4,7 @@ Shapes: T positions of one text, n of them before an answer token, H hidden, V v
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,12 +16,15 @@ from ppsd_cli.core.schedule import Limits
 from ppsd_cli.core.tree import MAX_WIDTH
 from ppsd_cli.model.heads import HeadWeights
 from ppsd_cli.model.layers import Shape
-from ppsd_cli.model.one_pass import Backbone, backbone_states, head_one_pass
+from ppsd_cli.model.one_pass import Backbone, backbone_states, head_states, second_one_pass
+from ppsd_cli.model.stage import Output
 from ppsd_cli.tasks.bench.decoders import Decoder
 from ppsd_cli.tasks.calibrate.guessers import Rows
 from ppsd_cli.tasks.evaluate import target_ranks
 from ppsd_cli.tasks.loss import chunk_tokens
 
+Found = tuple[tuple[int, ...], Rows]
+"""Of one text: ranks of the guessed tokens, and the best guesses for them."""
 RAW_POSITIONS = 256
 """Answer tokens at which every layer is asked; each costs the LM matrix once a layer."""
 
@@ -42,10 +45,25 @@ class Text:
 @dataclass(frozen=True, slots=True)
 class HeadRanks:
     """For each text, the rank of every guessed token among the head's guesses (0: its draft), and
-    the best of these guesses with their log shares."""
+    the best of these guesses with their log shares.
+
+    ``second``: the same where the token before was a guess that is right, so that the head goes on
+    from its own state; None where it cannot.
+    """
 
     ranks: tuple[tuple[int, ...], ...]
     guesses: tuple[Rows, ...] = ()
+    second: "HeadRanks | None" = None
+
+    @classmethod
+    def of(cls, texts: "Sequence[tuple[Found, ...]]") -> "HeadRanks":
+        """From what was found in each text, on the first level and, where there is one, on the
+        second."""
+        first, *more = (
+            cls(tuple(ranks for ranks, _ in level), tuple(rows for _, rows in level))
+            for level in zip(*texts, strict=True)
+        )
+        return replace(first, second=more[0]) if more else first
 
     def share(self, top: int) -> float:
         """Share of all tokens among the best ``top`` guesses."""
@@ -89,13 +107,20 @@ def score_exits(
     stride = max(1, -(-sum(len(text.guessed) for text in texts) // RAW_POSITIONS))
     depths = range(1, len(backbone.layers) + 1)
     rows: dict[int, list[Tensor]] = {depth: [] for depth in depths}
-    found: dict[str, list[tuple[tuple[int, ...], Rows]]] = {name: [] for name in heads}
+    found: dict[str, list[tuple[Found, ...]]] = {name: [] for name in heads}
     sampled = []
     for text in texts:
         ids, where, targets = _tensors(backbone, text)
         states = backbone_states(backbone, ids, depths, backbone.tables(ids.shape[1]))
+        tokens = backbone.embed(ids)
         for name, head in heads.items():
-            found[name].append(_head_guesses(backbone, head, states, (where, targets)))
+            levels = _levels(backbone, head, states, tokens)
+            found[name].append(
+                tuple(
+                    _guesses(output, hidden[0].index_select(0, where), targets)
+                    for hidden, output in levels
+                )
+            )
         for depth in depths:
             rows[depth].append(states[depth][0].index_select(0, where[::stride]))
         sampled.append(targets[::stride])
@@ -104,27 +129,29 @@ def score_exits(
     layers = _score_layers(
         backbone, {d: torch.cat(parts) for d, parts in rows.items()}, wanted, step
     )
-    return layers, {
-        name: HeadRanks(tuple(ranks for ranks, _ in some), tuple(rows for _, rows in some))
-        for name, some in found.items()
-    }
+    return layers, {name: HeadRanks.of(texts) for name, texts in found.items()}
 
 
-def _head_guesses(
-    backbone: Backbone,
-    head: HeadWeights,
-    states: Mapping[int, Tensor],
-    wanted: tuple[Tensor, Tensor],
-) -> tuple[tuple[int, ...], Rows]:
-    """Ranks of the targets of one text and the best guesses for them, as a tree with the usual
-    scale takes them; ``wanted``: positions [n] and target ids [n]."""
-    where, targets = wanted
-    taps = [states[tap.depth] for tap in head.taps]
-    tables = backbone.tables(taps[0].shape[1])
-    hidden = head_one_pass(head, taps, Shape.of(backbone.spec), tables)[0].index_select(0, where)
-    logits = head.output.logits(hidden).float()
-    best = best_tokens(logits, MAX_WIDTH, scale=DEFAULT_TREE_SCALE, token_ids=head.output.token_ids)
-    return tuple(target_ranks(logits, targets, head.output).tolist()), tuple(map(tuple, best))
+def _levels(
+    backbone: Backbone, head: HeadWeights, states: Mapping[int, Tensor], tokens: Tensor
+) -> list[tuple[Tensor, Output]]:
+    """States [1, T, H] of a head's first level and, where it has one, its second, each with its
+    output; ``tokens`` [1, T, H]: embeddings."""
+    shape, tables = Shape.of(backbone.spec), backbone.tables(tokens.shape[1])
+    own = head_states(head, [states[tap.depth] for tap in head.taps], shape, tables)
+    levels = [(own.state, head.output)]
+    if head.second is not None:
+        hidden = second_one_pass(head.second, own, tokens, shape, tables)
+        levels.append((hidden, replace(head.output, norm=head.second.norm)))
+    return levels
+
+
+def _guesses(output: Output, hidden: Tensor, targets: Tensor) -> Found:
+    """Ranks of the targets [n] of one text, and the best guesses for them from states [n, H], as a
+    tree with the usual scale takes them."""
+    logits = output.logits(hidden).float()
+    best = best_tokens(logits, MAX_WIDTH, scale=DEFAULT_TREE_SCALE, token_ids=output.token_ids)
+    return tuple(target_ranks(logits, targets, output).tolist()), tuple(map(tuple, best))
 
 
 def _score_layers(

@@ -1,10 +1,10 @@
 """From measured times to tokens per second. Pure.
 
 ``Times`` is what every machine answers, whether its stages are processes on cores, devices of one
-process, or the stages of one graph (``engine_times``).
+process, or the stages of one graph (``engine_forecast``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import fmean, median
@@ -21,13 +21,16 @@ from ppsd_cli.tasks.calibrate.flow import (
 )
 
 STAGE_0, LAST_STAGE, BOUNDARY = "stage 0", "last stage", "boundary"
+Parts = dict[tuple[int, int], PartTimes]
+"""By number of stages and width."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
     """A pipeline to predict. ``taps``: depths that its head reads, the exit layer first.
 
-    ``width``: guesses of a tick; ``leaves``: mean number of nodes behind which it drafts.
+    ``width``: guesses of a tick, ``depth``: depths of them; ``leaves``: mean number of nodes behind
+    which it drafts.
     """
 
     split: tuple[int, ...]
@@ -35,6 +38,7 @@ class Setting:
     taps: tuple[int, ...]
     width: int = 1
     leaves: float = 1.0
+    depth: int = 1
 
     @property
     def returning(self) -> tuple[int, ...]:
@@ -64,6 +68,10 @@ class Times(Protocol):
     def widths(self) -> tuple[int, ...]:
         """Widths for which ticks are known, 1 first."""
 
+    @property
+    def deep_widths(self) -> tuple[int, ...]:
+        """Widths for which ticks of two depths are known, of heads that can."""
+
     def plain(self) -> tuple[Plain, ...]:
         """Plain decoding, one for each thread count or device; the preferred one first."""
 
@@ -82,8 +90,8 @@ class ProcessTimes:
     them at work; the largest number stands for more. ``places``: core shares by number of stages.
     """
 
-    alone: dict[tuple[int, int], PartTimes]
-    busy: dict[tuple[int, int], PartTimes]
+    alone: Parts
+    busy: Parts
     boundary: Boundary
     places: dict[int, tuple[int, ...]]
     length: float
@@ -95,6 +103,12 @@ class ProcessTimes:
         counts = {stages for stages, _ in self.busy}
         every = {width for _, width in self.busy}
         return tuple(w for w in sorted(every) if all((n, w) in self.busy for n in counts))
+
+    @property
+    def deep_widths(self) -> tuple[int, ...]:
+        """Those at which a head was timed that goes on behind its guesses."""
+        least = min(count for count, _ in self.busy)
+        return tuple(w for w in self.widths if self.busy[least, w].second)
 
     def plain(self) -> tuple[Plain, ...]:
         """As measured, with what a runner adds to a stage's parts."""
@@ -115,23 +129,32 @@ class ProcessTimes:
 
     def flow(self, setting: Setting, *, free: str | None = None) -> Flow:
         """The stages of a setting as the simulation takes them."""
-        stages, wide = len(setting.split), setting.width > 1
         hop = 0.0 if free == BOUNDARY else self.boundary.hop
-        head = Turn()
+        head = due = Turn()
         if setting.head and free != STAGE_0:
-            scales = (scale for scale, _ in self._beyond())
-            both = (self._draft(some, setting) for some in (self.alone, self.busy))
-            head = Turn(*(each * scale for each, scale in zip(both, scales, strict=True)))
+            head = self._head(self._draft, setting)
+        turns = self._turns(setting.split, 1, free)
+        wide = self._turns(setting.split, setting.width, free) if setting.width > 1 else ()
+        if setting.depth > 1:  # behind a token that is due the head goes on at once
+            turns = wide
+            if setting.head and free != STAGE_0:
+                head += self._head(_going_on, setting)
+                due = self._head(_behind_due, setting)
         return Flow(
-            turns=self._turns(setting.split, 1, free),
+            turns=(turns[0] + due, *turns[1:]),
             head=head,
-            places=self.places[stages],
+            places=self.places[len(setting.split)],
             hop=hop,
             returning=setting.returning,
             spread=self.boundary.spread,
-            wide=self._turns(setting.split, setting.width, free) if wide else (),
+            wide=wide,
             shared=Turn(self.boundary.shared_alone, self.boundary.shared_busy),
         )
+
+    def _head(self, seconds: Callable[[Parts, Setting], float], setting: Setting) -> Turn:
+        """A part of the head's work, alone and busy, as a real stage does it."""
+        both = zip((self.alone, self.busy), self._beyond(), strict=True)
+        return Turn(*(scale * seconds(some, setting) for some, (scale, _) in both))
 
     def _turns(self, split: tuple[int, ...], width: int, free: str | None) -> tuple[Turn, ...]:
         """Each stage's work on a level of that width."""
@@ -170,7 +193,7 @@ class ProcessTimes:
             found.append((max(0.1, scale), max(0.0, extra)))
         return found
 
-    def _draft(self, some: dict[tuple[int, int], PartTimes], setting: Setting) -> float:
+    def _draft(self, some: Parts, setting: Setting) -> float:
         """Seconds of a draft behind the mean number of leaves, between two measured ones."""
         stages = len(setting.split)
         widths = self.widths if setting.leaves > 1 else (1,)
@@ -178,7 +201,18 @@ class ProcessTimes:
         return between(known, setting.leaves)
 
 
-def _of(parts: dict[tuple[int, int], PartTimes], stages: int, width: int) -> PartTimes:
+def _going_on(some: Parts, setting: Setting) -> float:
+    """Seconds of the second depth behind a level's best guesses."""
+    return _of(some, len(setting.split), setting.width).going_on(setting.head)
+
+
+def _behind_due(some: Parts, setting: Setting) -> float:
+    """Seconds of the second depth behind one token: so much less as a draft behind one takes."""
+    one, more = (_of(some, len(setting.split), w).head(setting.head) for w in (1, setting.width))
+    return _going_on(some, setting) * min(1.0, one / max(1e-9, more))
+
+
+def _of(parts: Parts, stages: int, width: int) -> PartTimes:
     most = max(count for count, _ in parts)
     return parts[min(stages, most), width]
 

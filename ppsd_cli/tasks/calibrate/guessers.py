@@ -23,10 +23,15 @@ Rows = tuple[tuple[tuple[int, float], ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer: its tokens, and the guesses for each but the first."""
+    """One answer: its tokens, and the guesses for each but the first.
+
+    ``second``: the guesses for the same tokens behind a guess that is right, of a head that goes
+    on from its own state.
+    """
 
     tokens: tuple[int, ...]
     guesses: Rows
+    second: Rows | None = None
 
     @property
     def hits(self) -> tuple[bool, ...]:
@@ -37,16 +42,18 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What a pipeline of some stages makes of guesses at one width.
+    """What a pipeline of some stages makes of guesses at one width and depth.
 
     ``acceptance``: share of tokens that are among the guesses of their tick. ``leaves``: mean
-    number of nodes behind which a drafting tick guesses. ``answers``: tokens after the first one
-    and ticks of each answer; none where only the shares are known.
+    number of nodes on which the head runs in a drafting tick. ``answers``: tokens after the first
+    one and ticks of each answer; none where only the shares are known. ``steady``: acceptance of a
+    chain that is emptied in as many of its ticks.
     """
 
     acceptance: float
     leaves: float
     tokens_per_tick: float
+    steady: float
     answers: tuple[tuple[int, int], ...] = ()
 
 
@@ -68,6 +75,11 @@ class Guesser:
         """Share of right first guesses."""
         return self.top[0]
 
+    @property
+    def depth(self) -> int:
+        """Depths of guesses that it can make in one tick."""
+        return 2 if self.answers and self.answers[0].second is not None else 1
+
     @classmethod
     def of(
         cls, name: str, taps: tuple[int, ...], top: Sequence[float], answers: Sequence[Answer]
@@ -81,35 +93,54 @@ class Guesser:
         known = zip(TOP, self.top, strict=False)
         return next((share for count, share in known if count >= width), 1.0)
 
-    def pace(self, stages: int, width: int) -> Pace:
+    def pace(self, stages: int, width: int, depth: int = 1) -> Pace:
         """What a pipeline of so many stages makes of the guesses."""
-        return _chain(self, stages) if width == 1 else _tree(self, stages, width)
+        return _chain(self, stages) if width == 1 else _tree(self, stages, width, depth)
 
 
-def _tree(guesser: Guesser, stages: int, width: int) -> Pace:
+def _tree(guesser: Guesser, stages: int, width: int, depth: int) -> Pace:
     answers = guesser.answers or (_stand_in(guesser.top),)
-    courses = [_course(each, stages, width) for each in answers]
+    courses = [_course(each, stages, width, depth) for each in answers]
     verified = sum(course.verified for course in courses)
     acceptance = sum(course.accepted for course in courses) / max(1, verified)
-    drafting = [level.leaves for course in courses for level in course.levels if level.leaves]
+    levels = [level for course in courses for level in course.levels if level.nodes]
+    drafting = [level.behind for level in levels if level.behind]
     counted = tuple(
         (len(answer.tokens) - 1, course.ticks - stages)
         for answer, course in zip(guesser.answers, courses, strict=False)
     )
     leaves = sum(drafting) / max(1, len(drafting))
-    return Pace(acceptance, leaves, tokens_per_tick(stages, acceptance), counted)
+    if depth == 1:
+        return Pace(acceptance, leaves, tokens_per_tick(stages, acceptance), acceptance, counted)
+    tokens, ticks = (sum(column) for column in zip(*counted, strict=True))
+    steady = _steady(stages, 1 - len(drafting) / max(1, len(levels)))
+    return Pace(acceptance, leaves, tokens / ticks, steady, counted)
+
+
+def _steady(stages: int, known: float) -> float:
+    """The acceptance at which that share of a chain's ticks has a known token to feed.
+
+    Between two such ticks lie ``stages - 1`` in which the pipeline fills, and ``a / (1 - a)``.
+    """
+    hits = max(0.0, 1 / known - stages) if known else float("inf")
+    return 1 - 1 / (1 + hits)
 
 
 def _chain(guesser: Guesser, stages: int) -> Pace:
     hits = [answer.hits for answer in guesser.answers]
     counted = tuple((len(each), ticks_of(stages, each)) for each in hits if each)
-    return Pace(guesser.acceptance, 1.0, tokens_per_tick(stages, guesser.acceptance), counted)
+    share = guesser.acceptance
+    return Pace(share, 1.0, tokens_per_tick(stages, share), share, counted)
 
 
-def _course(answer: Answer, stages: int, width: int) -> Course:
-    draw = random.Random(_SEED)
+def _course(answer: Answer, stages: int, width: int, depth: int) -> Course:
     return TreeSimulation(
-        answer.guesses, answer.tokens, stages=stages, width=width, random=draw
+        answer.guesses,
+        answer.tokens,
+        stages=stages,
+        width=width,
+        random=random.Random(_SEED),
+        second=answer.second if depth > 1 else None,
     ).run()
 
 

@@ -21,13 +21,14 @@ from ppsd_cli.tasks.calibrate.cpu_times import (
     time_group,
     time_plain,
 )
+from ppsd_cli.tasks.calibrate.engine_forecast import Level
 from ppsd_cli.tasks.calibrate.engine_times import (
     EngineBench,
     HeadSize,
     time_devices,
     time_steps,
 )
-from ppsd_cli.tasks.calibrate.forecast import Plain, ProcessTimes, Times, between
+from ppsd_cli.tasks.calibrate.forecast import Parts, Plain, ProcessTimes, Times, between
 from ppsd_cli.tasks.calibrate.layouts import core_places
 from ppsd_cli.tasks.calibrate.probe import probe_boundary
 from ppsd_cli.tasks.calibrate.shared_cores import WINDOWS, time_shared
@@ -35,9 +36,8 @@ from ppsd_cli.tasks.calibrate.shared_cores import WINDOWS, time_shared
 STAND_IN = RANDOM_DEEP
 """A head of random numbers: what a trained one of its size would take."""
 _LENGTHS = (64, 256, 768)
-_ENGINE_WIDTHS = (1, 4, 8)
+_ENGINE_WIDTHS = (4, 8)
 """On GPUs a level of 2 takes as long as one of 4, and every width has kernels to compile."""
-Parts = dict[tuple[int, int], PartTimes]
 Found = tuple[Times, tuple[Timing, ...], tuple[PartTimes, ...], Boundary | None]
 
 
@@ -81,11 +81,19 @@ def measure_times(subject: Subject, step: Callable[[], None]) -> Found:
     if on_one_gpu(devices):
         stages = sorted(subject.layout.devices)
         steps, timings = time_steps(
-            bench, layers=layers, stages=stages, heads=sizes, widths=_ENGINE_WIDTHS
+            bench, layers=layers, stages=stages, heads=sizes, levels=_engine_levels(subject)
         )
         return steps, tuple(timings), (), None
-    times, timings = time_devices(bench, devices, layers=layers, heads=sizes, widths=_ENGINE_WIDTHS)
+    times, timings = time_devices(
+        bench, devices, layers=layers, heads=sizes, levels=_engine_levels(subject)
+    )
     return times, tuple(timings), (), None
+
+
+def _engine_levels(subject: Subject) -> tuple[Level, ...]:
+    """Trees of the depths that a head can make."""
+    depths = range(1, 1 + max((info.depth for _, info in subject.heads), default=1))
+    return tuple(Level(width, depth) for depth in depths for width in _ENGINE_WIDTHS)
 
 
 def windows(subject: Subject) -> int:
@@ -94,8 +102,8 @@ def windows(subject: Subject) -> int:
         groups = sum(group.windows for group in _groups(subject).values())
         plain = ROUNDS * len(subject.threads) * len(subject.lengths)
         return groups + plain + 1 + (WINDOWS if _crowd(subject) else 0)
-    widths = len(_ENGINE_WIDTHS) - 1
-    return 2 * (1 + len(subject.layout.devices)) + 4 * widths + 2 * len(subject.head_names)
+    trees = len(_engine_levels(subject))
+    return 2 * (1 + len(subject.layout.devices)) + 4 * trees + 2 * len(subject.head_names)
 
 
 def _measure_processes(subject: Subject, step: Callable[[], None]) -> Found:
@@ -130,14 +138,17 @@ def _wide(
     for name, seconds in busy.heads:
         own, beside = (each.head(name) for each in narrow)
         known.setdefault(name, seconds * own / beside if own < beside else seconds)
-    return replace(alone, heads=tuple(known.items())), busy
+    second = tuple((name, s * known[name] / max(1e-9, busy.head(name))) for name, s in busy.second)
+    return replace(alone, heads=tuple(known.items()), second=second), busy
 
 
 def _stand_ins(subject: Subject) -> dict[str, str]:
     """For each trained head the first one of its size, which is timed for it in trees."""
     first: dict[object, str] = {}
     return {
-        name: first.setdefault((info.kind, info.blocks, info.draft_vocabulary, info.taps), name)
+        name: first.setdefault(
+            (info.kind, info.blocks, info.draft_vocabulary, info.taps, info.depth), name
+        )
         for name, info in subject.heads
     }
 
@@ -160,6 +171,8 @@ def _with_shared(subject: Subject, boundary: Boundary, step: Callable[[], None])
 def _groups(subject: Subject) -> dict[int, Group]:
     """Processes to time for each number of stages that has its own cores; more stages share."""
     found: dict[int, Group] = {}
+    wide = tuple(dict.fromkeys(_stand_ins(subject).values()))
+    deep = {name for name, info in subject.heads if info.depth > 1}
     for stages in sorted(subject.layout.devices):
         count = len(set(core_places(stages)))
         if count < stages and found:
@@ -170,7 +183,8 @@ def _groups(subject: Subject) -> dict[int, Group]:
             config,
             subject.head_names,
             subject.lengths,
-            wide_heads=tuple(dict.fromkeys(_stand_ins(subject).values())),
+            wide_heads=wide,
+            deep_heads=tuple(name for name in wide if name in deep),
             wide_length=min(subject.lengths, key=lambda each: abs(each - subject.length)),
         )
     return found
@@ -205,7 +219,13 @@ def _plains(subject: Subject, timings: list[Timing]) -> tuple[Plain, ...]:
 
 def _sizes(subject: Subject, spec: ModelSpec) -> list[HeadSize]:
     sizes = [
-        HeadSize(name, info.blocks, info.draft_vocabulary or spec.vocabulary, len(info.taps) > 1)
+        HeadSize(
+            name,
+            info.blocks,
+            info.draft_vocabulary or spec.vocabulary,
+            deep=len(info.taps) > 1,
+            depth=info.depth,
+        )
         for name, info in subject.heads
     ]
     third = max(1, spec.vocabulary // 3)

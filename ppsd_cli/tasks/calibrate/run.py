@@ -211,18 +211,14 @@ def predictor_of(job: Job, times: Times) -> Predictor:
 
 def guessers_of(job: Job, scores: Scores) -> list[Guesser]:
     """The given heads and a raw exit behind every layer."""
-    found = [
-        Guesser.of(
-            head.folder,
-            tuple(tap.depth for tap in head.info.taps),
-            scores.heads[head.folder].top,
-            [
-                Answer(text.answer, rows)
-                for text, rows in zip(scores.texts, scores.heads[head.folder].guesses, strict=True)
-            ],
-        )
-        for head in job.heads
-    ]
+    found = []
+    for head in job.heads:
+        ranks = scores.heads[head.folder]
+        tokens = [text.answer for text in scores.texts]
+        second = [None] * len(tokens) if ranks.second is None else ranks.second.guesses
+        answers = [Answer(*each) for each in zip(tokens, ranks.guesses, second, strict=True)]
+        taps = tuple(tap.depth for tap in head.info.taps)
+        found.append(Guesser.of(head.folder, taps, ranks.top, answers))
     return found + raw_guessers(RAW_EXIT, scores.layers)
 
 
@@ -246,7 +242,10 @@ def check_candidates(
 
 def memory_of(job: Job, candidate: Candidate) -> tuple[DeviceMemory, ...]:
     """What a candidate needs of each device, its head included."""
-    sizes = {head.folder: (head.info.blocks, head.info.draft_vocabulary) for head in job.heads}
+    sizes = {
+        head.folder: (head.info.blocks + head.info.depth - 1, head.info.draft_vocabulary)
+        for head in job.heads  # a second level is a decoder layer, too
+    }
     blocks, vocabulary = sizes.get(candidate.head or "", (0, None))
     config = replace(
         job.config,
@@ -254,6 +253,7 @@ def memory_of(job: Job, candidate: Candidate) -> tuple[DeviceMemory, ...]:
         devices=candidate.devices,
         head=candidate.head,
         width=candidate.width,
+        depth=candidate.depth,
     )
     return plan_memory(job.spec, config, blocks=blocks, draft_vocab=vocabulary)
 
@@ -296,11 +296,14 @@ def named_heads(calibration: Calibration, names: Mapping[str, str]) -> Calibrati
     def of(candidate: Candidate) -> Candidate:
         return replace(candidate, head=name(candidate.head))
 
+    def times(heads: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
+        return tuple((names.get(head, head), seconds) for head, seconds in heads)
+
     return replace(
         calibration,
         timings=tuple(replace(each, head=name(each.head)) for each in calibration.timings),
         parts=tuple(
-            replace(part, heads=tuple((names.get(head, head), s) for head, s in part.heads))
+            replace(part, heads=times(part.heads), second=times(part.second))
             for part in calibration.parts
         ),
         plain=of(calibration.plain),
@@ -323,4 +326,5 @@ def _weights(head: GivenHead, loader: Loader, backbone: Backbone) -> HeadWeights
 
 def _head_score(head: GivenHead, ranks: HeadRanks) -> HeadScore:
     info = head.info
-    return HeadScore(head.name, info.exit_layer, info.stages, info.kind, ranks.top)
+    second = None if ranks.second is None else ranks.second.top
+    return HeadScore(head.name, info.exit_layer, info.stages, info.kind, ranks.top, second)

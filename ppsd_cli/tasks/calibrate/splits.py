@@ -71,6 +71,11 @@ def _moved(split: tuple[int, ...], taps: tuple[int, ...]) -> list[tuple[int, ...
     return found
 
 
+def by_stage(taps: tuple[int, ...], depth: int) -> tuple[int, ...]:
+    """The deepest layer that a head reads of each stage, where ``depth`` lags share a stage."""
+    return tuple(max(taps[lag : lag + depth]) for lag in range(0, len(taps), depth))
+
+
 def in_time(split: tuple[int, ...], taps: tuple[int, ...]) -> bool:
     """Whether every depth that the head reads has been run by its lag."""
     return all(depth <= sum(split[: lag + 1]) for lag, depth in enumerate(taps))

@@ -44,7 +44,8 @@ def describe(candidate: Candidate, names: Mapping[str, str] | None = None) -> st
         return f"split {split}"
     head = (names or {}).get(candidate.head, candidate.head)
     width = f", width {candidate.width}" if candidate.width > 1 else ""
-    return f"split {split} with {'a raw exit' if head == 'raw' else head}{width}"
+    depth = f", depth {candidate.depth}" if candidate.depth > 1 else ""
+    return f"split {split} with {'a raw exit' if head == 'raw' else head}{width}{depth}"
 
 
 def limits(candidate: Candidate) -> str:
@@ -55,12 +56,15 @@ def limits(candidate: Candidate) -> str:
 
 
 def _needed(best: Checked, plain: Checked) -> str:
-    """Acceptance that would have reached plain decoding, from the measured tick."""
+    """Acceptance that would have reached plain decoding, from the measured tick; of two depths,
+    for which there is no formula, what it was."""
     acceptance = best.acceptance or 0.0
+    had = f"with {acceptance:.0%} of its guesses right"
+    if best.candidate.depth > 1:
+        return had
     stages = best.candidate.stages
     tick = tokens_per_tick(stages, acceptance) / best.speed
     needed = needed_acceptance(stages, tick, 1 / plain.speed)
-    had = f"with {acceptance:.0%} of its guesses right"
     if needed >= 1:
         return f"{had}; its tick takes too long for any share"
     return f"{had}; it would need {needed:.0%}"
