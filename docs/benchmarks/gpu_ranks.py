@@ -171,7 +171,11 @@ def kill_at(count: int) -> None:
 
 
 def wait_for_loss(config: PipelineConfig, prompts) -> dict:
-    """Answer until a rank is lost: what is said, and how long after the last token."""
+    """Answer until a rank is lost: what is said, and how long after the last token.
+
+    torchrun ends all ranks as soon as one is gone; like ``ppsd`` this one goes on to say why.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     engine, last = open_engine(config, processes=False), perf_counter()
     limits = Limits(config.slots, config.slots)
     try:
