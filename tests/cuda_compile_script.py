@@ -129,16 +129,25 @@ def in_turn(branches: Sequence[Callable[[], None]]) -> None:
         branch()
 
 
-def launch_all(pod: Pod, kinds: Sequence[TickKind], sampling: Sampling) -> None:
-    """Every kind of launch on a pipeline."""
+def launch_all(
+    pod: Pod, kinds: Sequence[TickKind], sampling: Sampling, depths: Sequence[int]
+) -> None:
+    """Every kind of launch on a pipeline; trees of these depths."""
     for kind in kinds:
         pod.stretch([kind, kind], sampling, in_turn)
     assert pod.chooser is not None
     FirstToken(pod.chooser, Immediate(), pod.states[0])._launch(sampling)
     if pod.head is not None:
         BurstPod(pod, 4).run(sampling)
-        for depth in (1, 2) if sampling is SAMPLINGS[-1] else (1,):
+        for depth in depths:
             TreePod(pod, WIDTH, depth).stretch(kinds[-1:] * 2, sampling, in_turn)
+
+
+def _depths(sampling: Sampling, *, whole: bool) -> tuple[int, ...]:
+    """Two depths launch every kernel, too; both only with the way that does the most."""
+    if sampling is not SAMPLINGS[-1]:
+        return (1,)
+    return (1, 2) if whole else (2,)
 
 
 def main(shape: str, dtype: str, extent: str) -> None:
@@ -150,10 +159,10 @@ def main(shape: str, dtype: str, extent: str) -> None:
     clock._now_kernel[(1,)](torch.empty(1, dtype=torch.int64, device="meta"))
     for pod, kinds in list(pods(shape, dtype))[0 if whole else -1 :]:
         for sampling in samplings:
-            launch_all(pod, kinds, sampling)
+            launch_all(pod, kinds, sampling, _depths(sampling, whole=whole))
     relay.poke(torch.empty(1, dtype=torch.int64, device="meta"), 1)
     several = crew(shape, dtype)
-    trees = (several.with_trees(WIDTH, depth) for depth in (1, 2))
+    trees = [several.with_trees(WIDTH, depth) for depth in _depths(samplings[-1], whole=whole)]
     for member in (*several.members, *(member for crew in trees for member in crew.members)):
         for sampling in samplings:
             member.pod.stretch([TickKind((0, 1, 2), drafts=True)], sampling, in_turn)

@@ -211,31 +211,31 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
     ),
     # trees
     "any child of the root is taken for the right one": (
-        "tree_control",
+        "tree_settle",
         "heir = lives & (behind == 0) & ((parent & 15) == root) & (token == target)",
         "heir = lives & (behind == 0)",
         "tree",
     ),
     "what is not below the new root stays live": (
-        "tree_control",
+        "tree_settle",
         "stays = tl.where(behind == 0, heir, (above >> (parent & 15)) & 1 > 0)",
         "stays = tl.where(behind == 0, heir, lives)",
         "tree",
     ),
     "slots of dead nodes are lost": (
-        "tree_control",
+        "tree_settle",
         "slots < 4611686018427387904",
         "slots < 0",
         "tree",
     ),
     "free slots are not in order": (
-        "tree_control",
+        "tree_settle",
         "before = other[None, :] < slots[:, None]",
         "before = other[None, :] > slots[:, None]",
         "tree",
     ),
     "guesses stand on the level of the last tick only": (
-        "tree_control",
+        "tree_settle",
         "leaves = tl.where(alive != 0, at, leaves)",
         "leaves = leaves",
         "tree",
@@ -283,15 +283,15 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
         "tree",
     ),
     # two depths a tick
-    "the rule applies once a tick": ("tree_control", "if second < WP:", "if second > WP:", "depth"),
+    "the rule applies once a tick": ("tree_settle", "if second < WP:", "if second > WP:", "depth"),
     "siblings of the second token keep their slots": (
-        "tree_control",
+        "tree_settle",
         "dies = lives & (i != root) & (i != second)",
         "dies = lives & (i != root) & (i > second)",
         "depth",
     ),
     "a guess outlives the one before it in its level": (
-        "tree_control",
+        "tree_settle",
         "stays = tl.where(behind == j, (first >> (parent & 15)) & 1 > 0, stays)",
         "stays = tl.where(behind == j, lives, stays)",
         "depth",

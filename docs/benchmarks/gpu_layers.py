@@ -34,7 +34,7 @@ SHARED = 220 * 1024
 LAYER = ("qkv", "output", "gate_up", "down")
 
 
-def candidates(inner: int, *, width: int, paired: bool) -> list[Tile]:
+def candidates(inner: int, *, paired: bool) -> list[Tile]:
     """What is tried for several rows."""
     found = []
     for rows, columns, warps, stages in itertools.product(
@@ -43,7 +43,6 @@ def candidates(inner: int, *, width: int, paired: bool) -> list[Tile]:
         size = (rows * (2 if paired else 1) + 16) * columns * 2 * stages
         if size <= SHARED and rows * columns >= 2048 and columns <= inner:
             found.append(Tile(rows, columns, warps, True, stages))
-    del width
     return found
 
 
@@ -117,7 +116,7 @@ def compile_some(job: tuple[str, str, int, int, int]) -> None:
     product = "lm" if name.endswith("lm") else name
     inner, _, paired = products(spec)[product]
     one, _, _ = calls(product, replace(spec, layers=1), width)
-    for tile in candidates(inner, width=width, paired=paired)[first::step]:
+    for tile in candidates(inner, paired=paired)[first::step]:
         launch.choose_tile = lambda *_, tile=tile, **__: tile
         try:
             one(0)
@@ -136,7 +135,7 @@ def try_layer(chain: Chain, spec: ModelSpec, name: str, best: dict[str, Tile]) -
     """All candidates of one product in the chain, best first."""
     inner, _, paired = products(spec)[name]
     found = []
-    for tile in candidates(inner, width=chain.width, paired=paired):
+    for tile in candidates(inner, paired=paired):
         launch.choose_tile = overriding(spec, best | {name: tile})
         try:
             found.append({**asdict(tile), "us": chain.layer_us()})
@@ -149,7 +148,7 @@ def try_lm(spec: ModelSpec, width: int) -> list[dict]:
     """All candidates of an LM matrix, and the choice of ``tiles.py`` (``chosen``)."""
     one, copies, _ = calls("lm", spec, width)
     found = []
-    for tile in [None, *candidates(spec.hidden, width=width, paired=False)]:
+    for tile in [None, *candidates(spec.hidden, paired=False)]:
         launch.choose_tile = choose_tile if tile is None else lambda *_, tile=tile, **__: tile
         try:
             spent = graph_time(lambda: [one(i) for i in range(copies)], 5) / copies

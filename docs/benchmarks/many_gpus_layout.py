@@ -7,7 +7,6 @@ import torch
 from many_gpus_jobs import Job
 from many_gpus_plan import spec_for
 
-from ppsd_cli.errors import ConfigError
 from ppsd_cli.model.heads import DraftHead
 from ppsd_cli.model.load import Loader
 from ppsd_cli.model.random_weights import (
@@ -21,7 +20,6 @@ from ppsd_cli.model.random_weights import (
 from ppsd_cli.model.spec import ModelSpec
 from ppsd_cli.model.stage import Stage
 from ppsd_cli.runtime.cuda.prompts import bucket_of
-from ppsd_cli.runtime.engine import check_engine
 from ppsd_cli.runtime.memory_plan import check_memory, plan_memory
 from ppsd_cli.runtime.pipeline import PipelineConfig, tap_depths
 from ppsd_cli.runtime.placement import Costs, choose_split, costs_of, layer_parameters
@@ -70,25 +68,13 @@ def layout(job: Job) -> Layout:
         head=RANDOM_DEEP if drafting else None,
         draft_vocab=vocabulary,
     )
-    why = _no_trees(base, setup.width)
+    why = None if drafting else "one stage does not draft"
     config = base if why else replace(base, width=setup.width, depth=setup.depth)
     return Layout(spec, config, why, deep if drafting else 0)
 
 
 def _device(kind: str, index: int) -> str:
     return kind if kind == "cpu" else f"{kind}:{index}"
-
-
-def _no_trees(config: PipelineConfig, width: int) -> str | None:
-    """Why this pipeline has no trees, also where one device only plays several."""
-    apart = tuple(f"cuda:{s}" for s in range(config.stages))
-    if config.stages == 1:
-        return "one stage does not draft"
-    try:
-        check_engine(replace(config, devices=apart, width=width))
-    except ConfigError as error:
-        return f"not available: {error}"
-    return None
 
 
 def check(plan: Layout) -> list[dict[str, Any]]:

@@ -155,5 +155,7 @@ def _split(wish: HeadWish, spec: ModelSpec) -> tuple[int, ...]:
     stages = default_stages(spec.layers, wish.exit) if wish.stages is None else wish.stages
     if stages < 2:
         raise ConfigError(f"--stages {stages}: a draft head needs two stages or more")
-    costs = costs_of(spec, blocks=wish.blocks, draft_vocab=wish.vocab, drafting=True)
+    costs = costs_of(
+        spec, blocks=wish.blocks, draft_vocab=wish.vocab, drafting=True, depth=wish.depth
+    )
     return choose_split(spec.layers, stages=stages, exit_layer=wish.exit, costs=costs)

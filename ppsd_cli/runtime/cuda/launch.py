@@ -63,7 +63,7 @@ class Launcher:
         """How a product with weights of ``dtype`` is cut on this GPU; see ``choose_tile``."""
         narrow = dtype != torch.float32
         tile = choose_tile(inner, outer, width=width, paired=paired, narrow=narrow, members=members)
-        return tile.within(self.shared, paired=paired)
+        return tile.within(self.shared, paired=paired, size=dtype.itemsize)
 
     def flags(self, tile: Tile, *, first: bool) -> dict[str, Any]:
         """Compile-time and launch settings. ``first``: the kernel may follow several others, and

@@ -129,9 +129,12 @@ class Failing:
     def wait(self) -> None:
         """Until rank 0 has given up and said why, or is gone, or does not give up in time."""
         end = monotonic() + _KNOWN_SECONDS
+        order: Order | None = None
         try:
-            while not isinstance(self._orders.receive(within=_left(end)), Broken):
-                pass
+            while not isinstance(order, Broken):
+                order = self._orders.receive(within=_left(end))
+                if order is None:
+                    return  # rank 0 has ended in good order
         except PeerLost:
             return
         sleep(_SAYING_SECONDS)

@@ -49,12 +49,13 @@ class Tile:
             return 1
         return 8 if self.slices and width <= 8 else ROWS
 
-    def within(self, shared: int, *, paired: bool) -> "Tile":
-        """The same for a GPU whose programs have fewer than ``shared`` bytes: fewer steps on their
-        way, then fewer weight rows. Neither changes a sum.
+    def within(self, shared: int, *, paired: bool, size: int = 2) -> "Tile":
+        """The same for a GPU whose programs have at most ``shared`` bytes: fewer steps on their
+        way, then fewer weight rows. Neither changes a sum, but for products with norms of single
+        heads, whose rows are fixed. ``size``: bytes of a weight.
         """
         tile = self
-        while tile.dot and not tile.slices and tile._bytes(paired=paired) > shared:
+        while tile.dot and not tile.slices and tile._bytes(paired=paired) * size > shared:
             if tile.stages > 2:
                 tile = replace(tile, stages=tile.stages - 1)
             elif tile.rows > 16:
@@ -64,8 +65,8 @@ class Tile:
         return tile
 
     def _bytes(self, *, paired: bool) -> int:
-        """Of steps on their way, with 16-bit weights."""
-        return (self.rows * (2 if paired else 1) + ROWS) * self.columns * 2 * self.stages
+        """Of steps on their way, where a number takes one byte."""
+        return (self.rows * (2 if paired else 1) + ROWS) * self.columns * self.stages
 
 
 def power_of_two(value: int) -> int:

@@ -149,6 +149,7 @@ def rank_kernel(
     weight = tl.where(totals > 0, totals * tl.exp(tops - top), 0.0)
     scores = score_of(best_keys)
     share = scores * tl.load(scale_ptr) - (top + tl.log(tl.sum(weight, axis=0)))
+    share = tl.minimum(share, 0.0)  # also where a fused product rounds otherwise than the top's
     column = tl.minimum(index_of(best_keys), 0x7FFFFFFE)
     real = (rank < KEEP) & (scores > float("-inf"))
     token = column

@@ -51,6 +51,7 @@ class TreePod(TreeStages):
         self._ranking = self._last = Ranking(self.launcher, self.head.chooser, self.board, place)
         self._second: SecondLane | None = None
         if depth > 1:
+            assert self.total > 1, "a token is due while its own level is newest"
             level = self.level
             self._second = SecondLane(
                 self.launcher, pod.head, rows=level.continued, path=level.path

@@ -114,7 +114,8 @@ def _tree(guesser: Guesser, stages: int, width: int, depth: int) -> Pace:
         return Pace(acceptance, leaves, tokens_per_tick(stages, acceptance), acceptance, counted)
     tokens, ticks = (sum(column) for column in zip(*counted, strict=True))
     steady = _steady(stages, 1 - len(drafting) / max(1, len(levels)))
-    return Pace(acceptance, leaves, tokens / ticks, steady, counted)
+    pace = tokens / ticks if ticks else 1.0  # answers of one token have no ticks
+    return Pace(acceptance, leaves, pace, steady, counted)
 
 
 def _steady(stages: int, known: float) -> float:
