@@ -157,8 +157,9 @@ def main(shape: str, dtype: str, extent: str) -> None:
     JITFunction.run = compile_only
     random_weights.Noise.normal = no_numbers
     clock._now_kernel[(1,)](torch.empty(1, dtype=torch.int64, device="meta"))
-    for pod, kinds in list(pods(shape, dtype))[0 if whole else -1 :]:
-        for sampling in samplings:
+    made = list(pods(shape, dtype))
+    for pod, kinds in made[0 if whole else -1 :]:
+        for sampling in samplings if pod is made[-1][0] else SAMPLINGS[-1:]:
             launch_all(pod, kinds, sampling, _depths(sampling, whole=whole))
     relay.poke(torch.empty(1, dtype=torch.int64, device="meta"), 1)
     several = crew(shape, dtype)

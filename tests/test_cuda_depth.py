@@ -24,7 +24,6 @@ def two_depths(model, taps=((1, 0),), **changes):
     ("kind", "split", "taps", "width"),
     [
         ("llama", (1, 1, 2), TAPS_3, 4),
-        ("biases", (1, 2), ((1, 0), (1, 1), (3, 2)), 5),
         ("mistral", (1, 1, 1), ((1, 0),), 8),
         ("qwen3", (2, 1), ((2, 0),), 2),
     ],

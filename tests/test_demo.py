@@ -100,7 +100,7 @@ def whole(files) -> LocalRunner:
 @pytest.fixture(scope="module")
 def expected(whole, prompts) -> Callable[[int], Run]:
     """Plain decoding's first tokens and logits for a prompt by its number, each made once."""
-    return cache(lambda number: plain(whole, prompts[number], 48, keep_logits=True))
+    return cache(lambda number: plain(whole, prompts[number], 32, keep_logits=True))
 
 
 def plain(whole: LocalRunner, prompt: tuple[int, ...], count: int, *, keep_logits: bool) -> Run:
@@ -138,11 +138,11 @@ def test_chains_are_bit_equal_to_plain_decoding(files, prompts, expected, split,
     right = expected(number)
     forced = forced_drafts(right.ids, "thirds", 49152)
     options = {"context": SLOTS, "chunk": CHUNK}
-    run = answer(runner(files, split), prompts[number], count=48, forced=forced[:40], **options)
+    run = answer(runner(files, split), prompts[number], count=32, forced=forced[:27], **options)
     assert run.ids == right.ids
     assert torch.equal(run.logits, right.logits)
-    assert run.count(Outcome.ACCEPTED) >= 25
-    assert run.count(Outcome.CORRECTED) >= 12
+    assert run.count(Outcome.ACCEPTED) >= 16
+    assert run.count(Outcome.CORRECTED) >= 8
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_chains_are_bit_equal_to_plain_decoding(files, prompts, expected, split,
 )
 def test_stage_processes_are_bit_equal_to_plain_decoding(files, prompts, expected, split, head):
     chain = spawn_runner(config(files, split, head), port=None)
-    count = 48 if head != "raw" else 24  # most guesses of a raw exit are wrong
+    count = 32 if head != "raw" else 16  # most guesses of a raw exit are wrong
     try:
         run = answer(chain, prompts[4], count=count, context=SLOTS, chunk=CHUNK)
     finally:
@@ -174,7 +174,7 @@ def test_shipped_heads_draft_in_the_pipeline_what_training_predicts(files, promp
     backbone, info = Backbone.load(loader), read_info(Path(head))
     weights = read_head(Path(head), info, loader, backbone.output.lm_matrix)
     same = accepted = count = 0
-    for prompt in (prompts[0], prompts[6], prompts[9]):
+    for prompt in (prompts[0], prompts[6]):
         run = answer(chain, prompt, count=64, context=SLOTS, chunk=CHUNK)
         text = torch.tensor([[*prompt, *run.ids]])
         tables = backbone.tables(text.shape[1])
@@ -190,7 +190,7 @@ def test_shipped_heads_draft_in_the_pipeline_what_training_predicts(files, promp
                 same += took == bool(hits[event.position - 1])
                 accepted += took
                 count += 1
-    assert count >= 150
+    assert count >= 100
     assert same >= count - 1
     assert accepted / count > 0.45
 
