@@ -14,7 +14,7 @@ from ppsd_cli.core.events import Flushed, Outcome, Pruned
 from ppsd_cli.core.plan import Sampling
 from ppsd_cli.runtime.cuda.tiles import SPLIT
 
-COUNT = 8
+COUNT = 6
 DRAWN = Sampling(temperature=0.9, seed=7)
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 small, plain = small_models(), plain_answers(COUNT)
