@@ -27,8 +27,7 @@ SCRIPT = Path(__file__).parent / "cuda_compile_script.py"
     ("shape", "dtype", "extent"),
     [
         ("smollm2-135m", "bfloat16", "all"),
-        ("llama-8b", "bfloat16", "longest"),
-        ("qwen3-4b", "float16", "longest"),
+        ("qwen3-4b", "bfloat16", "longest"),  # norms of heads, and tiles of large matrices
     ],
 )
 def test_every_kernel_compiles(shape, dtype, extent, tmp_path):

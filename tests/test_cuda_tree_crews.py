@@ -24,7 +24,6 @@ small, plain = small_models(), plain_answers(COUNT)
         ("llama", (2, 2), (1, 1), 2),
         ("biases", (1, 1, 1), (1, 2), 4),
         ("mistral", (1, 1, 1), (2, 1), 4),
-        ("llama", (1, 1, 1, 1), (1, 2, 1), 3),
         ("llama", (1, 1, 1, 1), (2, 2), 8),
     ],
     ids=str,

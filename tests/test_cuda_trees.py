@@ -157,6 +157,8 @@ def test_longer_than_one_program_of_attention(small):
 def test_many_ticks_wrap_the_records(small):
     """Records go by tick modulo their number: more ticks than that."""
     model = small("llama")
+    if model.device == "cpu":
+        pytest.skip("letters do it in the interpreter, on several devices")
     reference = model.plain(prompt(5), 58)
     runner = model.graph((2, 2), width=2)
     forced = right_and_ranks(reference, 2)
