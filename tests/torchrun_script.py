@@ -6,6 +6,7 @@ answers until it is ended; ``wrong-count`` and ``bad-device`` fail.
 
 import json
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ def main(model: str, output: str, mode: str) -> int:
     split = (1, 2, 1) if mode == "wrong-count" else (2, 2)
     config = settings(Path(model), split)
     if mode == "bad-device":
+        # torchrun ends rank 0 a moment after the rank that fails; it may still be loading then.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         config = replace(config, devices=("cpu", "nonsense"))
     rank = os.environ["RANK"]
     Path(f"{output}.pid{rank}").write_text(str(os.getpid()))

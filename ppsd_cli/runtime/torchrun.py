@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -30,6 +31,8 @@ from ppsd_cli.runtime.pipeline import PipelineConfig, load_head, load_worker, re
 from ppsd_cli.runtime.store_watch import StoreWatch, leave
 
 _JOIN_TIMEOUT = timedelta(minutes=10)
+_SAYING_SECONDS = 10.0
+"""For rank 0 to start and to say what is wrong with the settings of all ranks."""
 _ENGINE = "stages without CUDA graphs"
 
 
@@ -93,7 +96,12 @@ def serve_as_rank(
     assert _rank() > 0
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is rank 0's
-    watch = join(config, leave, engine=engine)
+    try:
+        watch = join(config, leave, engine=engine)
+    except ConfigError:
+        # Rank 0 finds the same, and torchrun ends it soon after this rank, said or not.
+        time.sleep(_SAYING_SECONDS)
+        raise
     try:
         with torch.inference_mode():
             work(watch)
