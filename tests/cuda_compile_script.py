@@ -3,8 +3,9 @@
 No GPU is needed: tensors have a shape and a format but no memory (torch's meta device), and a
 launch ends when the kernel is compiled. Prints one line of JSON for each kernel that was made.
 
-SHAPE DTYPE EXTENT: ``all`` pipelines and ways to choose a token; or ``longest``, the one that
-launches every kernel, with the way that does the most, for the sizes and formats of other models.
+SHAPE DTYPE EXTENT: ``all`` pipelines and ways to choose a token; or ``longest``, the one on one
+device that launches the most kernels, with the way that does the most, for the sizes and formats
+of other models.
 """
 
 import json
@@ -162,13 +163,19 @@ def main(shape: str, dtype: str, extent: str) -> None:
         for sampling in samplings if pod is made[-1][0] else SAMPLINGS[-1:]:
             launch_all(pod, kinds, sampling, _depths(sampling, whole=whole))
     relay.poke(torch.empty(1, dtype=torch.int64, device="meta"), 1)
-    several = crew(shape, dtype)
-    trees = [several.with_trees(WIDTH, depth) for depth in _depths(samplings[-1], whole=whole)]
-    for member in (*several.members, *(member for crew in trees for member in crew.members)):
-        for sampling in samplings:
-            member.pod.stretch([TickKind((0, 1, 2), drafts=True)], sampling, in_turn)
+    if whole:
+        launch_crews(shape, dtype)
     for facts in _made.values():
         sys.stdout.write(json.dumps(facts) + "\n")
+
+
+def launch_crews(shape: str, dtype: str) -> None:
+    """Pipelines over several devices."""
+    several = crew(shape, dtype)
+    trees = [several.with_trees(WIDTH, depth) for depth in (1, 2)]
+    for member in (*several.members, *(member for crew in trees for member in crew.members)):
+        for sampling in SAMPLINGS:
+            member.pod.stretch([TickKind((0, 1, 2), drafts=True)], sampling, in_turn)
 
 
 if __name__ == "__main__":

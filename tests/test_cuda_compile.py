@@ -32,7 +32,11 @@ SCRIPT = Path(__file__).parent / "cuda_compile_script.py"
 )
 def test_every_kernel_compiles(shape, dtype, extent, tmp_path):
     compiled = compile_kernels(tmp_path, shape, dtype, extent)
-    assert {kernel["kernel"] for kernel in compiled} == kernels_of_the_engine()
+    names = {kernel["kernel"] for kernel in compiled}
+    if extent == "all":
+        assert names == kernels_of_the_engine()
+    else:
+        assert {"linear_kernel", "qkv_kernel", "attend_kernel", "tree_boundary_kernel"} <= names
     for kernel in compiled:
         assert kernel["machine_code"] > 0
         assert kernel["shared"] <= SHARED_MEMORY, kernel

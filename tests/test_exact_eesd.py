@@ -263,8 +263,7 @@ def check_drafts(run, expected: Callable[[int], list[torch.Tensor]], text) -> in
     ],
     ids=str,
 )
-@pytest.mark.parametrize("draft_length", [1, 4])
-def test_guesses_of_block_and_deep_heads(tiny, plain, split, taps, draft_length, tmp_path):
+def test_guesses_of_block_and_deep_heads(tiny, plain, split, taps, tmp_path):
     """A deep head reads exit states where a burst has no deeper ones, and real ones before it."""
     model, reference = tiny("qwen2"), plain("qwen2", 37)
     _, weights = save_head(tmp_path, model, taps)
@@ -274,7 +273,7 @@ def test_guesses_of_block_and_deep_heads(tiny, plain, split, taps, draft_length,
 
     runner = model.runner(split, head=str(tmp_path))
     checked = 0
-    for pattern in ("always", "thirds", None):
+    for pattern, draft_length in (("always", 4), ("thirds", 4), (None, 1)):
         forced = None if pattern is None else forced_drafts(reference.ids, pattern)
         run = answer(runner, prompt_of(37), count=COUNT, forced=forced, draft_length=draft_length)
         assert same(run, reference)
