@@ -23,6 +23,7 @@ SCRIPT = Path(__file__).parent / "cuda_compile_script.py"
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("shape", "dtype", "extent"),
     [
@@ -50,7 +51,7 @@ def compile_kernels(cache, *settings):
         env=environment | {"TRITON_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=290,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
