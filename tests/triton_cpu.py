@@ -38,12 +38,9 @@ _SIGNED = {"int32", "int64"}
 _WHOLE = _SIGNED | {"uint32", "uint64"}
 _NUMBERS = _WHOLE | _FLOATS
 _OPERATORS = {
-    "add": (_NUMBERS, np.add, False),
-    "radd": (_NUMBERS, np.add, False),
-    "sub": (_NUMBERS, np.subtract, False),
-    "rsub": (_NUMBERS, np.subtract, False),
-    "mul": (_NUMBERS, np.multiply, False),
-    "rmul": (_NUMBERS, np.multiply, False),
+    **dict.fromkeys(("add", "radd"), (_NUMBERS, np.add, False)),
+    **dict.fromkeys(("sub", "rsub"), (_NUMBERS, np.subtract, False)),
+    **dict.fromkeys(("mul", "rmul"), (_NUMBERS, np.multiply, False)),
     "and": (_WHOLE | {"int1"}, np.bitwise_and, False),
     "or": (_WHOLE | {"int1"}, np.bitwise_or, False),
     "lt": (_NUMBERS, np.less, True),
@@ -115,12 +112,13 @@ class _QuickOperators:
 
     def __init__(self, semantic: Any, handle: Any, core: Any) -> None:
         self._builder, self._handle, self._core = semantic.builder, handle, core
+        self._joined = _joined_types(core)
 
     def replace(self, name: str, types: set[str], function: Any, compares: bool) -> None:
         """Put a quick operator before the one of this name; it passes on what it does not take."""
         tensor, constant, handle = self._core.tensor, self._core.constexpr, self._handle
         add_pointer, truth = self._builder.create_addptr, self._core.int1
-        joined, slow, adds = _joined_types(self._core), getattr(tensor, name), function is np.add
+        joined, slow, adds = self._joined, getattr(tensor, name), function is np.add
         swaps = name.startswith("__r")
 
         def quick(self: Any, other: Any, **_: Any) -> Any:
@@ -156,7 +154,6 @@ def _joined_types(core: Any) -> Any:
 
     None where numpy would not broadcast as the language does.
     """
-
     known: dict[tuple[str, str], Any] = {}
 
     def of(mine: Any, other: Any) -> Any:

@@ -30,13 +30,13 @@ def _bury(
     ROOM: tl.constexpr,
     TOLD: tl.constexpr,
 ):
-    """Free the slots of nodes that die, listing them at ``ROOM`` of the pool and, with ``TOLD``, of
-    ``freed_ptr``. Returns their number.
+    """Free the slots of nodes that die, listing them at ``ROOM`` of ``pool_ptr`` and, with
+    ``TOLD``, of ``freed_ptr``. Returns their number.
     """
     slot = tl.load(slot_ptr, mask=dies, other=0)
     tl.store(owner_ptr + slot, slot.to(tl.int32) * 0 + 2147483647, mask=dies)
     gone = tl.where(dies, slot, 4611686018427387904)
-    tl.store(pool_ptr + i, gone)
+    tl.store(pool_ptr + ROOM + i, gone)
     if TOLD:
         tl.store(freed_ptr + ROOM + i, gone)
     return tl.sum(dies.to(tl.int32), axis=0)
@@ -89,7 +89,7 @@ def settle(
             dies,
             node + 3,
             owner_ptr,
-            pool_ptr + HOLES + (STAGES - 1) * WP,
+            pool_ptr + HOLES,
             freed_ptr,
             i,
             (STAGES - 1) * WP,
@@ -127,7 +127,7 @@ def settle(
             dies,
             node + 3,
             owner_ptr,
-            pool_ptr + HOLES + (j - 1) * WP,
+            pool_ptr + HOLES,
             freed_ptr,
             i,
             (j - 1) * WP,
